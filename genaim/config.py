@@ -1,0 +1,158 @@
+"""Configuration: YAML files and dotted overrides, validated by pydantic.
+
+Every module's ``FooConfig`` derives from `Config`, which refuses unknown keys and reads the string under a field as its
+description. `load_config` turns a YAML file and ``key=value`` overrides into a plain dictionary; `validate` turns that
+into a config object, or raises one line that names the key, what is allowed and the nearest valid name.
+"""
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+RECIPES = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")  # wheel, then checkout
+
+
+class Config(BaseModel):
+    """Base of all configs: immutable, no unknown keys, field docstrings become descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Says which names are allowed, the most similar one first: ``did you mean 'b'? Allowed: a, b``."""
+    names = [str(a) for a in allowed]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{hint}Allowed: {', '.join(names)}"
+
+
+def recipes() -> dict[str, Path]:
+    """Names of the recipes that come with the package, and their files."""
+    found: dict[str, Path] = {}
+    for folder in RECIPES:
+        for path in sorted(folder.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe given by path or by name.
+
+    Raises:
+        ValueError: If there is no such file and no such recipe.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = recipes()
+    if Path(name).stem in known and Path(name).suffix in ("", ".yaml"):
+        return known[Path(name).stem]
+    raise ValueError(f"recipe '{name}' is neither a file nor a bundled recipe; {nearest(name, known)}.")
+
+
+def data_root() -> Path | None:
+    """The folder of development data: ``$GENAIM_DATA``, else ``../shared/data`` beside the checkout, else None."""
+    if os.environ.get("GENAIM_DATA"):
+        return Path(os.environ["GENAIM_DATA"])
+    sibling = Path(__file__).parent.parent.parent / "shared" / "data"
+    return sibling if sibling.is_dir() else None
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Reads a YAML file and applies ``dotted.key=value`` overrides, whose values are YAML too.
+
+    ``${NAME}`` in strings is replaced from the environment; ``${GENAIM_DATA}`` falls back to `data_root`.
+
+    Raises:
+        ValueError: If the file is not a YAML mapping, an override has no ``=``, or a variable is not set.
+    """
+    try:
+        config = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a YAML mapping of keys, not {type(config).__name__}.")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"override '{override}' must have the form key=value, for example steps=1000.")
+        _set(config, key.split("."), yaml.safe_load(text), key)
+    expanded: dict[str, Any] = _expand(config)
+    return expanded
+
+
+def _set(config: dict[str, Any], keys: list[str], value: object, name: str) -> None:
+    for key in keys[:-1]:
+        config = config.setdefault(key, {})
+        if not isinstance(config, dict):
+            raise ValueError(f"override '{name}' reaches into '{key}', which is a value and has no keys.")
+    config[keys[-1]] = value
+
+
+def _expand(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _expand(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expand(v) for v in value]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    root = data_root()
+    names = {**({"GENAIM_DATA": str(root)} if root else {}), **os.environ}
+    for name in {part.split("}")[0] for part in value.split("${")[1:]}:
+        if name not in names:
+            raise ValueError(f"'{value}' needs the environment variable {name}; set it to a folder and run again.")
+        value = value.replace("${" + name + "}", names[name])
+    return value
+
+
+def validate(cls: type[ConfigT], data: Mapping[str, Any], source: str) -> ConfigT:
+    """Builds a config, or raises one line naming the first wrong key of ``source``.
+
+    Raises:
+        ValueError: If a key is unknown, missing or has a bad value.
+    """
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+        if problem["type"] == "extra_forbidden":
+            owner = _owner(cls, problem["loc"][:-1])
+            hint = f" {nearest(str(problem['loc'][-1]), owner.model_fields)}." if owner else ""
+            raise ValueError(f"{source}: unknown key '{key}';{hint}") from None
+        message = problem["msg"].removeprefix("Value error, ")
+        given = "" if problem["type"] == "missing" else f" (got {problem['input']!r:.80})"
+        raise ValueError(f"{source}: key '{key}': {message}{given}") from None
+
+
+def _owner(cls: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """The config class that holds the last key of ``path``, where plain nesting leads to it."""
+    for part in path:
+        if isinstance(part, int):
+            continue
+        if part not in cls.model_fields:  # the tag of a union
+            tagged = [
+                c for c in Config.__subclasses__() if getattr(c.model_fields.get("kind"), "default", None) == part
+            ]
+            if not tagged:
+                return None
+            cls = tagged[0]
+            continue
+        found = _model_in(cls.model_fields[part].annotation)
+        if found is not None:
+            cls = found
+    return cls
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    candidates = (_model_in(a) for a in getattr(annotation, "__args__", ()))
+    return next((c for c in candidates if c is not None), None)

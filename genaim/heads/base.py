@@ -1,0 +1,105 @@
+"""What a head is: the distribution of a token given its features, to train and to sample."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from genaim.config import Config
+from genaim.core.noise import Noise
+
+
+class SamplingOptions(Config):
+    """How tokens are drawn. None switches an option off; a head raises on an option that it cannot honour."""
+
+    temperature: float = 1.0
+    """Below 1 prefers likely tokens; 0 takes the best."""
+    top_k: int | None = None
+    """Draw among the k most likely codes only."""
+    top_p: float | None = None
+    """Draw among the most likely codes that together hold this probability."""
+
+    def model_post_init(self, context: object) -> None:
+        """Checks the ranges."""
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be 0 or more and finite, not {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be 1 or more, not {self.top_k}; leave it out to draw among all codes")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], not {self.top_p}; leave it out to draw among all codes")
+
+
+class Head(nn.Module, ABC):
+    """Turns features into the distribution of a token."""
+
+    options: ClassVar[tuple[str, ...]]
+    """Names of the `SamplingOptions` that this head honours."""
+
+    @abstractmethod
+    def loss(self, features: Tensor, targets: Tensor, *, noise: Noise | None = None) -> Tensor:
+        """Training loss of every token, unreduced.
+
+        Args:
+            features: (..., D).
+            targets: Tokens, (...) int64 or (..., C) float.
+            noise: Source of random numbers, for heads that need them.
+
+        Returns:
+            (...) float32, in nats where the head has a density.
+        """
+
+    @abstractmethod
+    def sample(
+        self,
+        features: Tensor,
+        options: SamplingOptions,
+        *,
+        uncond_features: Tensor | None = None,
+        guidance_scale: Tensor | float = 1.0,
+        noise: Noise,
+    ) -> Tensor:
+        """Draws tokens.
+
+        Args:
+            features: (B, n, D).
+            options: How to draw.
+            uncond_features: Features under the null condition, (B, n, D), or None without guidance.
+            guidance_scale: ``uncond + guidance_scale * (cond - uncond)``; (B,) or a number, 1.0 is off.
+            noise: Source of random numbers, one row per image.
+
+        Returns:
+            Tokens, (B, n) int64 or (B, n, C) float.
+
+        Raises:
+            ValueError: If an option is set that the head cannot honour.
+        """
+
+    def log_prob(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Exact log-probability of every token in nats, (...).
+
+        Raises:
+            ValueError: If the head has none.
+        """
+        raise ValueError(f"{type(self).__name__} has no exact density; evaluate its samples instead.")
+
+    def check_options(self, options: SamplingOptions) -> None:
+        """Raises ValueError, naming the option, if one is set that this head does not honour."""
+        for name in options.model_fields_set - set(self.options):
+            if getattr(options, name) is not None:
+                raise ValueError(f"{name} is not an option of {type(self).__name__}; remove it. It has {self.options}.")
+
+
+def guide(cond: Tensor, uncond: Tensor | None, guidance_scale: Tensor | float) -> Tensor:
+    """The one guidance formula, ``uncond + guidance_scale * (cond - uncond)``.
+
+    Args:
+        cond: Conditional prediction, (B, ...).
+        uncond: Unconditional prediction, (B, ...), or None to return ``cond``.
+        guidance_scale: (B,) or a number; 1.0 returns ``cond`` up to rounding.
+    """
+    if uncond is None:
+        return cond
+    if isinstance(guidance_scale, Tensor):
+        guidance_scale = guidance_scale.view(-1, *[1] * (cond.dim() - 1)).to(cond.dtype)
+    return torch.lerp(uncond, cond, guidance_scale)

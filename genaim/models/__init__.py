@@ -1,0 +1,8 @@
+"""Models: an order, a head and a tokenizer. To add one: a file, and a line in `MODELS`."""
+
+from genaim.models.base import GenerativeModel, GeneratorConfig, SamplingDefaults
+from genaim.models.var import VAR, VARConfig
+
+MODELS = {"var": (VARConfig, VAR)}
+
+__all__ = ["MODELS", "VAR", "GenerativeModel", "GeneratorConfig", "SamplingDefaults", "VARConfig"]

@@ -1,0 +1,133 @@
+"""What a generative model is: an order, a head and a tokenizer around the shared transformer.
+
+Samplers drive `start`, `predict` and `commit`; training calls `loss`. See `samplers/decode.py` for the loop.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from genaim.config import Config
+from genaim.core.noise import Noise
+from genaim.core.order import Order
+from genaim.heads import Head
+from genaim.tokenizers import Tokenizer
+
+
+class SamplingDefaults(Config):
+    """How a model is sampled when nothing else is asked for; stored with its weights."""
+
+    guidance_scale: float = 1.0
+    """Guidance at the end of its schedule; 1.0 is off."""
+    temperature: float = 1.0
+    """Below 1 prefers likely tokens."""
+    top_k: int | None = None
+    """Draw among the k most likely codes only."""
+    top_p: float | None = None
+    """Draw among the most likely codes that together hold this probability."""
+
+
+class GeneratorConfig(Config):
+    """What every generative model is configured by; models add their own fields."""
+
+    num_classes: int = 0
+    """Classes; 0 is an unconditional model."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes, in order."""
+    label_dropout: float = 0.1
+    """Probability that training replaces a class by the null class, which guidance needs."""
+    sampling: SamplingDefaults = SamplingDefaults()
+    """How the model is sampled by default."""
+
+
+@dataclass
+class Loss:
+    """The training loss of a batch, as a sum and a count so that any number of processes can normalise it."""
+
+    sum: Tensor
+    """Sum over tokens, a scalar with gradient."""
+    count: Tensor
+    """Number of tokens, a scalar."""
+    parts: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Sums and counts of parts to report, for example one per scale; no gradient."""
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    """What the training task needs again after the step; no gradient."""
+
+
+class Predicted(NamedTuple):
+    """Features at the positions of a step."""
+
+    features: Tensor
+    """(B, n, D)."""
+    uncond_features: Tensor | None
+    """(B, n, D) under the null condition; None without guidance."""
+
+
+@dataclass
+class State:
+    """Generation in progress; each request has its own. Models extend it."""
+
+    tokens: Tensor
+    """Canvas of tokens, (B, N) int64 or (B, N, C)."""
+    guided: bool
+    """Whether rows under the null condition are computed too."""
+
+
+class GenerativeModel(nn.Module, ABC):
+    """A generator with its frozen tokenizer."""
+
+    guidance_schedule: ClassVar[str] = "constant"
+    """Name of the published guidance schedule, in `samplers.guidance`."""
+    config: GeneratorConfig
+    order: Order
+    head: Head
+    tokenizer: Tokenizer
+
+    @abstractmethod
+    def loss(self, tokens: Tensor, labels: Tensor, *, noise: Noise) -> Loss:
+        """Teacher-forced loss of a batch.
+
+        Args:
+            tokens: (B, N) int64 or (B, N, C).
+            labels: Classes, (B,) int64; -1 is none.
+            noise: Source of label dropout, drop path and whatever the model draws.
+        """
+
+    @abstractmethod
+    def start(self, labels: Tensor, *, guided: bool) -> State:
+        """Begins generation.
+
+        Args:
+            labels: Classes, (B,) int64; ``num_classes`` is the null class.
+            guided: Whether `predict` computes features under the null condition too.
+        """
+
+    @abstractmethod
+    def predict(self, state: State, positions: Tensor) -> Predicted:
+        """Features at positions (B, n); the only writer of the cache."""
+
+    @abstractmethod
+    def commit(self, state: State, positions: Tensor, tokens: Tensor) -> None:
+        """Puts tokens (B, n) at positions (B, n); the only writer of the canvas."""
+
+    def state_dict_without_tokenizer(self) -> dict[str, Tensor]:
+        """The trained weights; the tokenizer is stored in its own file."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("tokenizer.")}
+
+    def freeze_tokenizer(self) -> None:
+        """Excludes the tokenizer from training."""
+        self.tokenizer.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "GenerativeModel":
+        """Training mode for all but the tokenizer, which stays frozen."""
+        super().train(mode)
+        self.tokenizer.eval()
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device

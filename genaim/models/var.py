@@ -1,0 +1,207 @@
+"""VAR: next-scale prediction (Tian et al. 2024, https://arxiv.org/abs/2404.02905).
+
+Order: scales. Head: categorical. Tokenizer: multi-scale VQ. The input of a scale is the latent of the scales before it,
+resized to the scale's side. Follows github.com/FoundationVision/VAR, models/var.py; official checkpoints load through
+`genaim.pretrained.var`. Differences: guidance is converted to our formula (the published 1.5 is 2.5 here, reached
+linearly at the last scale), and label dropout acts in training only.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from genaim.config import nearest
+from genaim.core.cache import KVCache
+from genaim.core.conditioning import ClassEmbedding
+from genaim.core.masks import StepMask
+from genaim.core.noise import Noise
+from genaim.core.order import ScaleOrder
+from genaim.core.positions import ScalePositions
+from genaim.core.transformer import Transformer, TransformerConfig
+from genaim.heads import CategoricalHead, CategoricalHeadConfig
+from genaim.models.base import GenerativeModel, GeneratorConfig, Loss, Predicted, State
+from genaim.tokenizers import MultiScaleVQ
+
+PRESETS: dict[str, dict[str, Any]] = {
+    **{f"d{depth}": {"depth": depth} for depth in (12, 16, 20, 24, 30)},
+    "d36": {"depth": 36, "shared_adaln": True},  # 512 pixels
+    "small": {"depth": 8, "width": 384, "num_heads": 6, "shared_adaln": True},
+    "tiny": {"depth": 6, "width": 160, "num_heads": 4, "shared_adaln": True, "drop_path": 0.0},
+}
+
+
+class VARConfig(GeneratorConfig):
+    """A VAR transformer. The published models follow from the depth alone."""
+
+    kind: Literal["var"] = "var"
+    """Name in the registry of models."""
+    preset: str | None = None
+    """d12 to d36 are the published sizes; small and tiny fit smaller machines. Other keys override it."""
+    depth: int = 16
+    """Number of blocks."""
+    width: int | None = None
+    """Channels D; None is the published 64 x depth."""
+    num_heads: int | None = None
+    """Attention heads; None is the depth."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over the width."""
+    drop_path: float | None = None
+    """Drop-path rate of the last block; None is the published 0.1 x depth / 24."""
+    dropout: float = 0.0
+    """Dropout after attention and MLP."""
+    shared_adaln: bool = False
+    """One AdaLN map for all blocks, with offsets per block (d36)."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the cross-entropy."""
+    attention_backend: str = "sdpa"
+    """sdpa runs everywhere; flex and xformers are for CUDA."""
+    gradient_checkpointing: bool = False
+    """Recompute each block in the backward pass to save memory."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("preset") is None:
+            return data
+        if data["preset"] not in PRESETS:
+            raise ValueError(f"unknown preset '{data['preset']}'; {nearest(str(data['preset']), PRESETS)}")
+        return {**PRESETS[data["preset"]], **data}
+
+    def transformer(self) -> TransformerConfig:
+        """The shared transformer's config."""
+        return TransformerConfig(
+            width=self.width or 64 * self.depth,
+            depth=self.depth,
+            num_heads=self.num_heads or self.depth,
+            mlp_ratio=self.mlp_ratio,
+            norm="layernorm_no_affine",
+            activation="gelu_tanh",
+            qkv_bias="qv",
+            qk_norm="l2",
+            conditioning="shared_adaln" if self.shared_adaln else "adaln",
+            drop_path=0.1 * self.depth / 24 if self.drop_path is None else self.drop_path,
+            dropout=self.dropout,
+            attention_backend=self.attention_backend,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
+
+
+@dataclass
+class VARState(State):
+    """Generation in progress: cache and the latent of the scales so far."""
+
+    condition: Tensor
+    """Class embeddings, (B, D), or (2 B, D) with the null class behind."""
+    cache: KVCache
+    latent: Tensor
+    """Sum of the scales committed so far, (B, C, h, w) float32."""
+
+
+class VAR(GenerativeModel):
+    """Class-conditional or unconditional next-scale prediction."""
+
+    guidance_schedule: ClassVar[str] = "linear_in_step"
+    config: VARConfig
+    order: ScaleOrder
+    head: CategoricalHead
+    tokenizer: MultiScaleVQ
+
+    def __init__(self, config: VARConfig, tokenizer: MultiScaleVQ) -> None:
+        super().__init__()
+        self.config, self.tokenizer = config, tokenizer
+        self.freeze_tokenizer()
+        self.order = ScaleOrder(tokenizer.patch_nums)
+        trunk = config.transformer()
+        first = self.order.sizes[0]
+        self.class_embed = ClassEmbedding(config.num_classes, trunk.width, config.label_dropout)
+        self.start_embed = nn.Parameter(torch.randn(first, trunk.width) * (1 / trunk.width / 3) ** 0.5)
+        self.positions = ScalePositions(self.order.step_ids(), trunk.width)
+        self.token_embed = nn.Linear(tokenizer.latent_channels, trunk.width)
+        self.transformer = Transformer(trunk)
+        self.head = CategoricalHead(
+            CategoricalHeadConfig(
+                width=trunk.width, num_codes=tokenizer.codebook_size, label_smoothing=config.label_smoothing
+            )
+        )
+        self.transformer.init_weights()
+        self.head.init_weights()
+
+    def forward(self, scale_inputs: Tensor, labels: Tensor, noise: Noise | None = None) -> Tensor:
+        """Features of all positions, teacher-forced.
+
+        Args:
+            scale_inputs: `MultiScaleVQ.scale_inputs` of the tokens, (B, N - first, C).
+            labels: Classes, (B,) int64 in [0, num_classes]; ``num_classes`` is null.
+            noise: Source of drop path in training.
+
+        Returns:
+            (B, N, D); position i is predicted from its own feature.
+        """
+        condition = self.class_embed(labels)
+        x = torch.cat([self._first(condition), self.token_embed(scale_inputs)], dim=1)
+        x = x + self.positions(0, x.shape[1])
+        steps = self.positions.scale_of[: x.shape[1]]
+        features: Tensor = self.transformer(x, mask=StepMask(steps, steps), condition=condition, noise=noise)
+        return features
+
+    def loss(self, tokens: Tensor, labels: Tensor, *, noise: Noise) -> Loss:
+        """Cross-entropy of all tokens in nats, with the parts of every scale."""
+        labels = self.class_embed.drop(labels, noise) if self.training else self._labels_or_null(labels)
+        with torch.no_grad():
+            inputs = self.tokenizer.scale_inputs(tokens)
+        losses = self.head.loss(self(inputs, labels, noise), tokens, noise=noise)  # (B, N)
+        count = torch.tensor(float(losses.numel()), device=losses.device)
+        parts = {}
+        for k, part in enumerate(losses.detach().split(self.order.sizes, dim=1)):
+            parts[f"scale_{k + 1}"] = (part.sum(), torch.tensor(float(part.numel()), device=losses.device))
+        return Loss(losses.sum(), count, parts)
+
+    def start(self, labels: Tensor, *, guided: bool) -> VARState:
+        """Begins generation; allocates the cache."""
+        self.class_embed.check(labels)
+        batch_size, tok = len(labels), self.tokenizer
+        both = torch.cat([labels, self.class_embed.null(batch_size)]) if guided else labels
+        side = tok.patch_nums[-1]
+        return VARState(
+            tokens=torch.zeros(batch_size, tok.num_tokens, dtype=torch.int64, device=labels.device),
+            guided=guided,
+            condition=self.class_embed(both),
+            cache=self.transformer.make_cache(len(both), tok.num_tokens),
+            latent=tok.codebook.weight.new_zeros(batch_size, tok.latent_channels, side, side),
+        )
+
+    def predict(self, state: State, positions: Tensor) -> Predicted:
+        """Features of one whole scale, (B, n, D)."""
+        assert isinstance(state, VARState)
+        start, size = state.cache.length, positions.shape[1]
+        if start == 0:
+            x = self._first(state.condition)
+        else:
+            side = self.tokenizer.patch_nums[self.order.starts.index(start)]
+            pooled = self.tokenizer.to_side(state.latent, side).flatten(2).mT  # (B, n, C)
+            x = self.token_embed(pooled)
+            x = torch.cat([x, x]) if state.guided else x
+        x = x + self.positions(start, start + size)
+        features = self.transformer(x, condition=state.condition, cache=state.cache)
+        if not state.guided:
+            return Predicted(features, None)
+        cond, uncond = features.chunk(2)
+        return Predicted(cond, uncond)
+
+    def commit(self, state: State, positions: Tensor, tokens: Tensor) -> None:
+        """Writes one scale's tokens and adds it to the latent."""
+        assert isinstance(state, VARState)
+        state.tokens.scatter_(1, positions, tokens)
+        scale = self.order.starts.index(state.cache.length - positions.shape[1])  # predict has appended this scale
+        side = self.tokenizer.patch_nums[scale]
+        state.latent = state.latent + self.tokenizer.scale_latent(tokens.unflatten(1, (side, side)), scale)
+
+    def _first(self, condition: Tensor) -> Tensor:
+        """Inputs of the first scale: the class and a learned start, (B, first, D)."""
+        return condition[:, None] + self.start_embed
+
+    def _labels_or_null(self, labels: Tensor) -> Tensor:
+        return torch.where(labels < 0, self.config.num_classes, labels)

@@ -1,0 +1,69 @@
+"""What a tokenizer is: images to tokens and back."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genaim.core.noise import Noise
+
+
+class Tokenizer(nn.Module, ABC):
+    """Turns images into N tokens per image and tokens into images.
+
+    Discrete tokens are (B, N) int64 in ``[0, codebook_size)``; continuous ones are (B, N, C) float.
+    """
+
+    config: Any
+    """The config that it was built from."""
+    image_size: int
+    """Side of the square images, in pixels."""
+    num_tokens: int
+    """Tokens N of an image."""
+
+    @abstractmethod
+    def encode(self, images: Tensor, *, noise: Noise | None = None) -> Tensor:
+        """Tokens of images.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            noise: Where a posterior is sampled from; None takes its mode.
+
+        Returns:
+            (B, N) int64 or (B, N, C) float.
+        """
+
+    @abstractmethod
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Images of tokens, (B, 3, H, W) in [-1, 1]."""
+
+    @abstractmethod
+    def token_mask(self, keep: Tensor) -> Tensor:
+        """Tokens that lie wholly inside the kept pixels.
+
+        Args:
+            keep: (B, H, W) bool, True where a pixel is kept.
+
+        Returns:
+            (B, N) bool, True where a token sees kept pixels only.
+        """
+
+    def check_images(self, images: Tensor) -> None:
+        """Raises ValueError unless images are (B, 3, image_size, image_size)."""
+        size = self.image_size
+        if images.dim() != 4 or tuple(images.shape[1:]) != (3, size, size):
+            raise ValueError(
+                f"{type(self).__name__} takes images (B, 3, {size}, {size}), not {tuple(images.shape)}; resize them."
+            )
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A short hash of a module's weights, for cache keys and records; 16 hex digits."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,121 @@
+"""What a training run is made of: the keys of a recipe."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from genaim.config import Config
+from genaim.data import DataConfig
+from genaim.models import VARConfig
+from genaim.tokenizers import MultiScaleVQConfig
+from genaim.training.tokenizer_loss import TokenizerLossConfig
+
+
+class OptimizerConfig(Config):
+    """AdamW and its schedule."""
+
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of AdamW's moments."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Decay of matrices and kernels; vectors (biases, norms, scales) and embeddings of one row are not decayed."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of linear warm-up."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Course of the learning rate after warm-up."""
+    final_lr_share: float = Field(0.01, ge=0, le=1)
+    """Last learning rate of the cosine over the peak."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Largest gradient norm; null does not clip."""
+
+
+class RunConfig(Config):
+    """What tokenizer and generator runs share."""
+
+    name: str
+    """Name of the run; its folder is `folder`/`name`."""
+    folder: str = "runs"
+    """Folder of run folders."""
+    seed: int = 0
+    """Seed of weights, data order and noise."""
+    data: DataConfig
+    """Training and validation images."""
+    steps: int = Field(gt=0)
+    """Optimiser steps."""
+    batch_size: int = Field(gt=0)
+    """Images of a step, over all processes and accumulated micro-batches."""
+    accumulate: int = Field(1, gt=0)
+    """Micro-batches of a step."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimiser and schedule."""
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    """Decay of the averaged weights that are validated, sampled and exported; early steps average less."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Autocast type; auto takes bfloat16 where the hardware computes it fast."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train."""
+    log_every: int = Field(20, gt=0)
+    """Steps between log lines."""
+    validate_every: int = Field(500, gt=0)
+    """Steps between validations and image grids."""
+    save_every: int = Field(500, gt=0)
+    """Steps between checkpoints."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Trackers of accelerate by name: tensorboard, wandb, mlflow, ..."""
+
+
+class TokenizerRunConfig(RunConfig):
+    """A run that trains a tokenizer."""
+
+    kind: Literal["tokenizer"] = "tokenizer"
+    """tokenizer or generator."""
+    tokenizer: MultiScaleVQConfig
+    """The tokenizer."""
+    loss: TokenizerLossConfig = TokenizerLossConfig()
+    """Its training objective."""
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> "TokenizerRunConfig":
+        if self.tokenizer.image_size != self.data.image_size:
+            raise ValueError(
+                f"tokenizer.patch_nums ends at {self.tokenizer.patch_nums[-1]}, which makes images of "
+                f"{self.tokenizer.image_size} pixels at downsampling {self.tokenizer.autoencoder.downsampling}, but "
+                f"data.image_size is {self.data.image_size}; make them equal"
+            )
+        return self
+
+
+class GeneratorRunConfig(RunConfig):
+    """A run that trains a generator over a trained tokenizer."""
+
+    kind: Literal["generator"] = "generator"
+    """tokenizer or generator."""
+    tokenizer: str
+    """A bundled tokenizer, a model folder or a run folder."""
+    model: VARConfig
+    """The generator; its classes are taken from the data when not given."""
+    views: int = Field(1, gt=0)
+    """Augmentation passes of every image in the token cache."""
+    cache_folder: str = "cache"
+    """Where token caches are kept."""
+
+
+AnyRunConfig = Annotated[TokenizerRunConfig | GeneratorRunConfig, Field(discriminator="kind")]
+
+
+def parse_run(data: dict[str, Any], source: str) -> TokenizerRunConfig | GeneratorRunConfig:
+    """Validates a recipe.
+
+    Raises:
+        ValueError: One line that names the wrong key.
+    """
+    from genaim.config import nearest, validate
+
+    kinds = ("tokenizer", "generator")
+    kind = data.get("kind")
+    if kind not in kinds:
+        raise ValueError(f"{source}: key 'kind' is {kind!r}; {nearest(str(kind), kinds)}.")
+    if kind == "tokenizer":
+        return validate(TokenizerRunConfig, data, source)
+    return validate(GeneratorRunConfig, data, source)

@@ -1,0 +1,381 @@
+"""The training loop, on accelerate.
+
+One step is a pure function of the state and (seed, step): the loader, the noise and PyTorch's generator (dropout) are
+keyed by them, so a resumed run repeats an uninterrupted one bit for bit on CPU. Gradients are summed over micro-batches
+and processes and divided by the global count once, so neither number changes the result beyond rounding.
+"""
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator, DataLoaderConfiguration
+from torch import Tensor, nn
+
+from genaim.core.hardware import pick_device, pick_dtype
+from genaim.core.noise import NoiseSource, step_seed
+from genaim.data import Batch, ImageDataset, StreamDataset, TokenDataset, eval_batches, make_loader
+from genaim.data.dataset import BadFiles
+from genaim.data.grid import contact_sheet
+from genaim.models.base import Loss
+from genaim.training.checkpoint import (
+    checkpoints,
+    load_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+)
+from genaim.training.config import RunConfig
+from genaim.training.ema import EMA
+from genaim.training.optimizer import learning_rate, make_optimizer
+from genaim.training.progress import Progress
+from genaim.training.tasks import Task, Totals
+
+Dataset = ImageDataset | TokenDataset | StreamDataset
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has saved."""
+
+
+def make_accelerator(config: RunConfig, folder: Path) -> Accelerator:
+    """The accelerator of a run: its device, number format and trackers."""
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="bf16" if dtype == torch.bfloat16 else "no",
+        log_with=list(config.trackers) or None,
+        project_dir=folder,
+        dataloader_config=DataLoaderConfiguration(),
+    )
+
+
+class Trainer:
+    """Trains a task to its last step, saving and validating on the way."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        task: Task,
+        train_set: Dataset,
+        val_set: Dataset | None,
+        progress: Progress,
+        accelerator: Accelerator,
+        max_bad_share: float = 0.01,
+    ) -> None:
+        """Places the task on the device and takes up the newest checkpoint of the run folder, if there is one."""
+        self.config, self.folder, self.task = config, folder, task
+        self.train_set, self.val_set, self.progress = train_set, val_set, progress
+        self.accelerator = accelerator
+        self.bad_files = BadFiles(max_bad_share)
+        task.model.to(accelerator.device)
+        self.ema = EMA(task.model, config.ema_decay)
+        self.module, self.optimizer = accelerator.prepare(task.module, make_optimizer(task.module, config.optimizer))
+        self.adversary: nn.Module | None = None
+        if task.adversary is not None:
+            optimizer = torch.optim.AdamW(task.adversary.parameters(), lr=task.adversary_lr, betas=(0.5, 0.9))
+            self.adversary, self.adversary_optimizer = accelerator.prepare(task.adversary, optimizer)
+        self.step = 0
+        self._stop = False
+        self._loader_state: dict[str, Any] = {}
+        self._resume()
+
+    # The loop
+
+    def train(self) -> None:
+        """Runs to the last step.
+
+        Raises:
+            Interrupted: After SIGINT or SIGTERM, once the state is saved.
+            ValueError: If the loss is not finite, or too many images cannot be read.
+        """
+        c, main = self.config, self.accelerator.is_main_process
+        world = self.accelerator.num_processes
+        loader = make_loader(
+            self.train_set,
+            batch_size=c.batch_size,
+            seed=c.seed,
+            start_step=self.step,
+            rank=self.accelerator.process_index,
+            world_size=world,
+            num_workers=c.data.num_workers,
+            state=self._loader_state,
+        )
+        self.progress.start(c.name, self.step, c.steps)
+        began, first = time.monotonic(), self.step
+        with self._signals():
+            while self.step < c.steps:
+                batch = next(loader)
+                self.bad_files.add(batch.bad, len(batch))
+                totals, figures = self._one_step(batch.to(self.accelerator.device))
+                self.step += 1
+                self._loader_state = loader.state_dict()
+                rate = (self.step - first) * c.batch_size / (time.monotonic() - began)
+                if self.step % c.log_every == 0 or self.step == c.steps:
+                    figures |= {n: (s / k.clamp_min(1)).item() for n, (s, k) in totals.items()}
+                    self._log({f"train/{n}": v for n, v in figures.items()} | {"train/images_per_second": rate})
+                if main:
+                    self.progress.advance(self.step, {"loss": totals["loss"][0].item(), "images/s": rate})
+                if self.step % c.validate_every == 0 or self.step == c.steps:
+                    self._validate()
+                if self.step % c.save_every == 0 or self.step == c.steps or self._stop:
+                    self._save()
+                if self._stop:
+                    raise Interrupted(f"stopped after step {self.step} of {c.steps}; run the same command to go on.")
+        self.progress.stop()
+        if self.bad_files.names:
+            self.progress.say(self.bad_files.summary())
+        self.accelerator.end_training()
+
+    def _one_step(self, batch: Batch) -> tuple[Totals, dict[str, float]]:
+        """One optimiser step; returns totals over all processes and figures to log."""
+        c = self.config
+        seed = step_seed(c.seed, self.step)
+        torch.manual_seed(seed + self.accelerator.process_index)  # dropout, where a model has it
+        lr = learning_rate(c.optimizer, self.step, c.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.module.train()
+        outputs: list[dict[str, Tensor]] = []
+
+        def loss_of(micro: Batch) -> Loss:
+            loss: Loss = self.module(micro, NoiseSource(seed, micro.rows), self.step)
+            outputs.append(loss.outputs)
+            return loss
+
+        totals, norm = self._descend(self.module, self.optimizer, self._micro_batches(batch), loss_of)
+        figures = {"lr": lr, "grad_norm": norm}
+        if self.adversary is not None:
+            figures |= self._adversary_step(outputs)
+        figures |= self.task.after_step(outputs, NoiseSource(seed, torch.tensor([-1], device=batch.labels.device)))
+        self.ema.update(self.task.model, self.step)
+        return totals, figures
+
+    def _adversary_step(self, outputs: list[dict[str, Tensor]]) -> dict[str, float]:
+        assert self.adversary is not None and self.task.adversary is not None
+        adversary = self.adversary
+        if self.task.adversary_loss(adversary, outputs[0], self.step) is None:
+            return {}
+        self.task.adversary.requires_grad_(True)
+
+        def loss_of(output: dict[str, Tensor]) -> Loss:
+            loss = self.task.adversary_loss(adversary, output, self.step)
+            assert loss is not None
+            return loss
+
+        totals, norm = self._descend(adversary, self.adversary_optimizer, outputs, loss_of)
+        self.task.adversary.requires_grad_(False)  # the main loss passes through it
+        return {"adversary_loss": totals["loss"][0].item(), "adversary_grad_norm": norm}
+
+    def _descend(
+        self, module: nn.Module, optimizer: Any, micros: list[Any], loss_of: Callable[[Any], Loss]
+    ) -> tuple[Totals, float]:
+        """Backward passes over micro-batches, global normalisation, clipping and the optimiser's step."""
+        optimizer.zero_grad()
+        sums: Totals = {}
+        for i, micro in enumerate(micros):
+            last = i == len(micros) - 1
+            with self.accelerator.no_sync(module) if not last else _nothing(), self.accelerator.autocast():
+                loss = loss_of(micro)
+                self.accelerator.backward(loss.sum)
+            for name, (total, count) in {"loss": (loss.sum.detach(), loss.count), **loss.parts}.items():
+                before = sums.get(name, (torch.zeros_like(total), torch.zeros_like(count)))
+                sums[name] = (before[0] + total, before[1] + count)
+        totals = self._reduce(sums)
+        count = totals["loss"][1]
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(self.accelerator.num_processes / count)  # processes were averaged
+        limit = self.config.optimizer.clip_norm or math.inf
+        norm = float(self.accelerator.clip_grad_norm_(module.parameters(), limit))
+        mean = (totals["loss"][0] / count).item()
+        if not (math.isfinite(mean) and math.isfinite(norm)):
+            kept = checkpoints(self.folder)
+            raise ValueError(
+                f"step {self.step + 1}: the loss is {mean} and its gradient norm {norm}; stopped without saving. "
+                f"The last good checkpoint is {kept[-1] if kept else 'none'}; lower optimizer.lr or use dtype=float32."
+            )
+        optimizer.step()
+        totals["loss"] = (totals["loss"][0] / count, torch.ones_like(count))
+        return totals, norm
+
+    def _micro_batches(self, batch: Batch) -> list[Batch]:
+        count = self.config.accumulate
+        if len(batch) % count:
+            raise ValueError(f"accumulate {count} must divide the {len(batch)} images of a process's step.")
+        size = len(batch) // count
+        return [_rows(batch, slice(i * size, (i + 1) * size)) for i in range(count)]
+
+    def _reduce(self, sums: Totals) -> Totals:
+        """Adds up over processes; also agrees on a request to stop."""
+        if self.accelerator.num_processes == 1:
+            return sums
+        stop = torch.tensor(float(self._stop), device=self.accelerator.device)
+        names = list(sums)
+        flat = torch.cat([torch.cat([sums[n][0].flatten(), sums[n][1].flatten()]) for n in names] + [stop[None]])
+        flat = self.accelerator.reduce(flat, reduction="sum")
+        self._stop = bool(flat[-1] > 0)
+        out, at = {}, 0
+        for n in names:
+            total, count = sums[n]
+            out[n] = (flat[at : at + total.numel()].view_as(total), flat[at + total.numel()].view_as(count))
+            at += total.numel() + 1
+        return out
+
+    # Validation
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        """Validation figures and an image grid of the averaged weights."""
+        c, acc = self.config, self.accelerator
+        self.module.eval()
+        first: Batch | None = None
+        with self.ema.applied(self.task.model):
+            sums: Totals = {}
+            if self.val_set is not None:
+                size = c.batch_size // acc.num_processes
+                batches = eval_batches(self.val_set, size, rank=acc.process_index, world_size=acc.num_processes)
+                for batch in batches:
+                    batch = batch.to(acc.device)
+                    first = first or batch
+                    with acc.autocast():
+                        found = self.task.validate(batch, NoiseSource(c.seed, batch.index))
+                    for name, (total, count) in found.items():
+                        before = sums.get(name, (torch.zeros_like(total), torch.zeros_like(count)))
+                        sums[name] = (before[0] + total, before[1] + count)
+                figures, warnings = self.task.summarize(self._reduce(sums))
+                self._log({f"val/{n}": v for n, v in figures.items()})
+                if acc.is_main_process:
+                    shown = {n: v for n, v in figures.items() if "scale" not in n}
+                    self.progress.say(
+                        f"validation at step {self.step}: " + "  ".join(f"{n} {v:.4g}" for n, v in shown.items())
+                    )
+                    for warning in warnings:
+                        self.progress.say(f"WARNING: {warning}")
+            if acc.is_main_process:
+                with acc.autocast():
+                    images = self.task.pictures(first)
+                if images is not None:
+                    path = self.folder / "pictures" / f"step-{self.step:08d}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    contact_sheet(images.float()).save(path)
+
+    # State
+
+    def _save(self) -> None:
+        tensors = {
+            "weights": self.task.weights(),
+            "ema": self.ema.state_dict(),
+            "optimizer": optimizer_tensors(self.module, self.optimizer),
+        }
+        if self.adversary is not None and self.task.adversary is not None:
+            tensors["adversary"] = self.task.adversary.state_dict()
+            tensors["adversary_optimizer"] = optimizer_tensors(self.adversary, self.adversary_optimizer)
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.folder, self.step, tensors, {"loader": self._loader_state})
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> None:
+        found = checkpoints(self.folder)
+        if not found:
+            return
+        tensors, state = load_checkpoint(found[-1])
+        missing = self.task.model.load_state_dict(tensors["weights"], strict=False).missing_keys
+        missing = [name for name in missing if not name.startswith("tokenizer.")]
+        if missing:
+            raise ValueError(f"{found[-1]} lacks {missing[:5]}; the recipe has changed: choose another name=.")
+        self.ema.load_state_dict(tensors["ema"])
+        load_optimizer_tensors(self.module, self.optimizer, tensors["optimizer"])
+        if self.adversary is not None and self.task.adversary is not None:
+            self.task.adversary.load_state_dict(tensors["adversary"])
+            load_optimizer_tensors(self.adversary, self.adversary_optimizer, tensors["adversary_optimizer"])
+        self.step, self._loader_state = state["step"], state["loader"]
+        if self.accelerator.is_main_process:
+            truncate_metrics(self.folder / "metrics.jsonl", self.step)
+            self.progress.say(f"continuing {self.folder} after step {self.step} of {self.config.steps}")
+
+    def _log(self, figures: dict[str, float]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        row = {"step": self.step, **{name: float(f"{value:.6g}") for name, value in figures.items()}}
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+        self.accelerator.log(figures, step=self.step)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the run after the present step; a second one ends it at once."""
+
+        def handle(number: int, frame: Any) -> None:
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+            self.progress.say("stopping after this step; press Ctrl-C again to stop without saving")
+
+        before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """Writes the resolved recipe into its run folder, or checks that it is the one that is there.
+
+    Raises:
+        ValueError: If the folder holds a run of another recipe.
+    """
+    path = folder / "config.yaml"
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    if path.exists():
+        before, now = yaml.safe_load(path.read_text()), yaml.safe_load(text)
+        changed = [key for key in now if now[key] != before.get(key) and key not in ("trackers", "device", "dtype")]
+        if changed:
+            raise ValueError(
+                f"{folder} holds a run with another '{changed[0]}'; choose another name=, or remove the folder."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drops the rows after ``step``, which a resumed run writes again, and a half-written last one."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if row["step"] <= step:
+            kept.append(line)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(f"{line}\n" for line in kept))
+    os.replace(temporary, path)
+
+
+def _rows(batch: Batch, rows: slice) -> Batch:
+    names = ("images", "labels", "index", "rows", "tokens")
+    cut: dict[str, Any] = {name: None if getattr(batch, name) is None else getattr(batch, name)[rows] for name in names}
+    return replace(batch, bad=[], **cut)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

@@ -1,0 +1,65 @@
+"""The one loop: generation, inpainting, editing and super-resolution over any model."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from genaim.core.noise import Noise
+from genaim.core.order import Step
+from genaim.heads import SamplingOptions
+from genaim.models import GenerativeModel
+from samplers.guidance import SCHEDULES
+
+StepCallback = Callable[[Step, Tensor], None]
+"""Called after every step with the step and the canvas of tokens; raising stops the generation."""
+
+
+@torch.no_grad()
+def decode(
+    model: GenerativeModel,
+    labels: Tensor,
+    *,
+    noise: Noise,
+    options: SamplingOptions | None = None,
+    guidance_scale: float = 1.0,
+    guidance_schedule: str | None = None,
+    num_steps: int | None = None,
+    on_step: StepCallback | None = None,
+) -> Tensor:
+    """Generates the tokens of a batch of images.
+
+    Args:
+        model: Any genaim generator, in evaluation mode.
+        labels: Classes, (B,) int64; ``num_classes`` is the null class.
+        noise: Random numbers, one row per image.
+        options: Temperature and truncation; None draws from the model's distribution as it is.
+        guidance_scale: ``uncond + guidance_scale * (cond - uncond)``; 1.0 is off and computes no null class.
+        guidance_schedule: Name in `SCHEDULES`; None takes the one that the model was published with.
+        num_steps: Number of steps, for orders that can choose it.
+        on_step: Told about every step.
+
+    Returns:
+        Tokens, (B, N) int64 or (B, N, C).
+
+    Raises:
+        ValueError: If an option does not fit the model.
+    """
+    options = options or SamplingOptions()
+    model.head.check_options(options)
+    schedule = SCHEDULES[guidance_schedule or model.guidance_schedule]
+    state = model.start(labels, guided=guidance_scale != 1.0)
+    known = torch.zeros(len(labels), model.order.num_tokens, dtype=torch.bool, device=labels.device)
+    for step in model.order.steps(known, num_steps, noise):
+        features, uncond = model.predict(state, step.positions)
+        tokens = model.head.sample(
+            features,
+            options,
+            uncond_features=uncond,
+            guidance_scale=schedule(guidance_scale, step),
+            noise=noise,
+        )
+        model.commit(state, step.positions, tokens)
+        if on_step is not None:
+            on_step(step, state.tokens)
+    return state.tokens

@@ -1,0 +1,104 @@
+"""Images from classes."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from genaim.core.hardware import autocast
+from genaim.core.noise import NoiseSource
+from genaim.heads import SamplingOptions
+from genaim.models import GenerativeModel
+from samplers.decode import StepCallback, decode
+
+
+@torch.no_grad()
+def generate(
+    model: GenerativeModel,
+    labels: Tensor,
+    *,
+    seed: int = 0,
+    first_index: int = 0,
+    batch_size: int | None = None,
+    options: SamplingOptions | None = None,
+    guidance_scale: float | None = None,
+    num_steps: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    on_step: StepCallback | None = None,
+) -> Tensor:
+    """Generates one image per label.
+
+    Image i depends on the seed, its index and its label, not on the batch it is computed in.
+
+    Args:
+        model: Any genaim generator; it is put into evaluation mode.
+        labels: Classes, (B,) int64 in [0, num_classes]; ``num_classes`` is the null class.
+        seed: Seed of all images.
+        first_index: Index of the first image, for a run that is generated in parts.
+        batch_size: Images computed together; None takes all.
+        options: Temperature and truncation; None takes the model's defaults.
+        guidance_scale: 1.0 is off; None takes the model's default.
+        num_steps: Number of steps, for orders that can choose it.
+        dtype: Number format of matrix products.
+        on_step: Told about every step of every batch.
+
+    Returns:
+        Images, (B, 3, H, W) float32 in [-1, 1], on the model's device.
+
+    Raises:
+        ValueError: If there is no label, or an option does not fit the model.
+    """
+    batches = generate_batches(
+        model,
+        labels,
+        seed=seed,
+        first_index=first_index,
+        batch_size=batch_size,
+        options=options,
+        guidance_scale=guidance_scale,
+        num_steps=num_steps,
+        dtype=dtype,
+        on_step=on_step,
+    )
+    return torch.cat(list(batches))
+
+
+@torch.no_grad()
+def generate_batches(
+    model: GenerativeModel,
+    labels: Tensor,
+    *,
+    seed: int = 0,
+    first_index: int = 0,
+    batch_size: int | None = None,
+    options: SamplingOptions | None = None,
+    guidance_scale: float | None = None,
+    num_steps: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    on_step: StepCallback | None = None,
+) -> Iterator[Tensor]:
+    """`generate`, batch by batch, so that a long run can be written as it goes."""
+    if len(labels) == 0:
+        raise ValueError("there is nothing to generate: 0 images were asked for; ask for 1 or more.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, not {batch_size}.")
+    defaults = model.config.sampling
+    if options is None:
+        options = SamplingOptions(temperature=defaults.temperature, top_k=defaults.top_k, top_p=defaults.top_p)
+    scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+    model.eval()
+    labels = labels.to(model.device)
+    indices = torch.arange(first_index, first_index + len(labels), device=model.device)
+    size = batch_size or len(labels)
+    for part, index in zip(labels.split(size), indices.split(size), strict=True):
+        with autocast(model.device, dtype):
+            tokens = decode(
+                model,
+                part,
+                noise=NoiseSource(seed, index),
+                options=options,
+                guidance_scale=scale,
+                num_steps=num_steps,
+                on_step=on_step,
+            )
+            yield model.tokenizer.decode(tokens)

@@ -1,0 +1,58 @@
+"""Noise belongs to the image: keyed, reproducible, well distributed."""
+
+import math
+
+import pytest
+import torch
+
+from genaim.core.noise import NoiseSource, step_seed
+
+
+@pytest.mark.parametrize("kind", ["uniform", "normal"])
+def test_noise_ignores_the_batch(kind: str) -> None:
+    """Bit for bit, at any batch size, for sizes that do and do not fill a vector register."""
+    for shape in [(1,), (3,), (7, 5), (64, 33)]:
+        whole = NoiseSource(3, torch.arange(67))
+        single = [NoiseSource(3, torch.tensor([i])) for i in range(67)]
+        sevens = [NoiseSource(3, part) for part in torch.arange(67).split(7)]
+        for _ in range(2):
+            expected = getattr(whole, kind)(*shape)
+            assert expected.equal(torch.cat([getattr(n, kind)(*shape) for n in single]))
+            assert expected.equal(torch.cat([getattr(n, kind)(*shape) for n in sevens]))
+
+
+def test_keys_give_different_numbers() -> None:
+    def draw(seed: int, index: int, skip: int) -> float:
+        return float(NoiseSource(seed, torch.tensor([index]), skip).uniform(1))
+
+    values = {draw(s, i, d) for s in (-1, 0, 1, 2**40) for i in range(50) for d in range(20)}
+    assert len(values) > 0.999 * 4 * 50 * 20
+
+
+def test_uniform_is_open_and_flat() -> None:
+    u = NoiseSource(0, torch.arange(100)).uniform(10_000).double()
+    assert u.min() > 0 and u.max() < 1
+    assert u.mean().item() == pytest.approx(0.5, abs=4 / math.sqrt(12 * 1e6))
+    counts = torch.histc(u, 64)
+    chi_squared = ((counts - 1e6 / 64).square() / (1e6 / 64)).sum().item()
+    assert chi_squared < 63 + 5 * math.sqrt(2 * 63)
+    neighbours = torch.corrcoef(torch.stack([u[:, :-1].flatten(), u[:, 1:].flatten()]))[0, 1]
+    rows = torch.corrcoef(torch.stack([u[:-1].flatten(), u[1:].flatten()]))[0, 1]
+    assert max(abs(neighbours), abs(rows)) < 5e-3
+
+
+def test_normal_moments() -> None:
+    z = NoiseSource(1, torch.arange(100)).normal(10_000).double()
+    moments = [z.pow(k).mean().item() for k in range(1, 5)]
+    assert moments == pytest.approx([0, 1, 0, 3], abs=0.03)
+
+
+def test_draws_advance_and_repeat() -> None:
+    source = NoiseSource(5, torch.tensor([2]))
+    first, second = source.uniform(4), source.uniform(4)
+    assert not first.equal(second)
+    assert NoiseSource(5, torch.tensor([2]), draw=1).uniform(4).equal(second)
+
+
+def test_steps_have_their_own_seeds() -> None:
+    assert len({step_seed(seed, step) for seed in range(30) for step in range(1000)}) == 30_000
