@@ -83,7 +83,11 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ValueError(f"override '{override}' must have the form key=value, for example steps=1000.")
-        _set(config, key.split("."), yaml.safe_load(text), key)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"override '{override}': '{text}' is not valid YAML; quote it if it is text.") from None
+        _set(config, key.split("."), value, key)
     expanded: dict[str, Any] = _expand(config)
     return expanded
 

@@ -21,6 +21,7 @@ from genaim.models import MODELS, GenerativeModel
 from genaim.tokenizers import TOKENIZERS, Tokenizer
 
 FORMAT = 1
+CONFIG_KEYS = {"generator": {"model", "tokenizer"}, "tokenizer": {"tokenizer"}}
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -41,6 +42,8 @@ def find(name: str) -> Path:
     folder = Path(name)
     if (folder / "config.json").is_file() or (folder / "config.yaml").is_file():
         return folder
+    if folder.is_file():
+        raise ValueError(f"'{name}' is a file; give the name of a bundled model, a model folder or a run folder.")
     if folder.is_dir():
         raise ValueError(f"folder '{name}' holds no model: it has neither config.json nor a run's config.yaml.")
     raise ValueError(f"model '{name}' is neither bundled nor a folder; {nearest(name, bundled())}.")
@@ -59,15 +62,28 @@ def read_config(folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); save the model again.") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a genaim model of format {FORMAT}; save it again with this version.")
+    if not isinstance(config, dict) or config.get("format") != FORMAT or not _is_whole(config):
+        raise ValueError(f"{path} is not a genaim model of format {FORMAT}; give a folder that genaim has saved.")
     return config
+
+
+def _is_whole(config: Any) -> bool:
+    """Whether a config says what it is of, and has that kind's keys."""
+    wanted = CONFIG_KEYS.get(str(config.get("kind"))) if isinstance(config, dict) else None
+    return wanted is not None and wanted <= config.keys()
 
 
 def _read_run(folder: Path) -> dict[str, Any]:
     import yaml
 
-    run = yaml.safe_load((folder / "config.yaml").read_text())
+    try:
+        run = yaml.safe_load((folder / "config.yaml").read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        run = None
+    if not _is_whole(run):
+        raise ValueError(
+            f"{folder / 'config.yaml'} is not the config of a genaim run; give a model folder or run folder."
+        )
     config = {"kind": run["kind"], "weights": run_weights(folder)}
     if run["kind"] == "tokenizer":
         return config | {"tokenizer": run["tokenizer"]}

@@ -81,6 +81,12 @@ class MultiScaleVQConfig(Config):
         sides = self.patch_nums
         if not sides or min(sides) < 1 or any(a > b for a, b in pairwise(sides)):
             raise ValueError(f"patch_nums {list(sides)} must be positive and must not shrink")
+        used = {conv_of_scale(k, len(sides), self.num_residual_convs) for k in range(len(sides))}
+        if len(used) < self.num_residual_convs:
+            raise ValueError(
+                f"num_residual_convs {self.num_residual_convs} leaves convolutions unused with {len(sides)} scales; "
+                f"use {len(used)} or fewer"
+            )
         return self
 
     @property

@@ -15,13 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
-
-_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def save_checkpoint(
@@ -66,23 +60,44 @@ def checkpoints(run: Path) -> list[Path]:
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Tensors by file stem, and the state."""
     tensors = {p.stem: load_file(p) for p in sorted(folder.glob("*.safetensors"))}
-    return tensors, json.loads((folder / "state.json").read_text())
+    return tensors, load_state(folder)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """What a checkpoint holds besides tensors: ``step`` and where the data stand."""
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    return state
 
 
 def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Optimiser state as named tensors ``parameter/entry``, gathered from all shards."""
-    state: Any = get_optimizer_state_dict(module, optimizer, options=_FULL)["state"]
-    return {f"{name}/{key}": value for name, entries in state.items() for key, value in entries.items()}
+    """Optimiser state as named tensors ``parameter/entry``; parameters that never had a gradient have none."""
+    return {
+        f"{name}/{entry}": value
+        for name, parameter in module.named_parameters()
+        for entry, value in optimizer.state.get(parameter, {}).items()
+    }
 
 
 def load_optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Puts `optimizer_tensors` back."""
-    full = get_optimizer_state_dict(module, optimizer, options=_FULL)
-    state: dict[str, Any] = {}
-    for name, value in tensors.items():
-        parameter, _, entry = name.rpartition("/")
-        state.setdefault(parameter, {})[entry] = value
-    set_optimizer_state_dict(module, optimizer, {"state": state, "param_groups": full["param_groups"]}, options=_FULL)
+    parameters = dict(module.named_parameters())
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        parameter = parameters[name]
+        # AdamW counts its steps on the CPU, in a tensor that is not shaped like the parameter
+        optimizer.state[parameter][entry] = placed_like(value, parameter) if value.shape == parameter.shape else value
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor where it is sharded over processes, else the tensor; all processes must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed_like(tensor: Tensor, reference: Tensor) -> Tensor:
+    """A full tensor placed, and sharded, as ``reference`` is."""
+    if isinstance(reference, DTensor):
+        return distribute_tensor(tensor.to(reference.device), reference.device_mesh, reference.placements)
+    return tensor.to(reference.device)
 
 
 def _sync(path: Path) -> None:

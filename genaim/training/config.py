@@ -83,6 +83,10 @@ class TokenizerRunConfig(RunConfig):
                 f"{self.tokenizer.image_size} pixels at downsampling {self.tokenizer.autoencoder.downsampling}, but "
                 f"data.image_size is {self.data.image_size}; make them equal"
             )
+        if self.loss.adversarial > 0 and self.data.image_size < 32:
+            raise ValueError(
+                f"loss.adversarial needs images of 32 pixels or more, not {self.data.image_size}; set it to 0"
+            )
         return self
 
 

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from genaim.training.checkpoint import placed_like
+
 
 class EMA:
     """Averages of all trained parameters of a module; other parameters and buffers are used as they are.
@@ -57,4 +59,4 @@ class EMA:
         if state.keys() != self.averages.keys():
             raise ValueError(f"EMA weights do not fit: {sorted(state.keys() ^ self.averages.keys())[:5]} differ.")
         for name, average in state.items():
-            self.averages[name].copy_(average)
+            self.averages[name] = placed_like(average, self.averages[name])

@@ -56,6 +56,13 @@ class LineProgress:
         """Nothing to close."""
 
 
+class SilentProgress(LineProgress):
+    """Says nothing; for all processes but the first."""
+
+    def say(self, text: str) -> None:
+        """Drops the line."""
+
+
 def duration(seconds: float) -> str:
     """``1:02:03`` or ``2:03``."""
     minutes, rest = divmod(round(seconds), 60)

@@ -1,5 +1,6 @@
 """From a recipe to a trained run folder."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,31 @@ from genaim.core.hardware import autocast, pick_dtype
 from genaim.data import ImageDataset, StreamDataset, TokenDataset, build_dataset, build_token_cache
 from genaim.models import MODELS, GeneratorConfig
 from genaim.tokenizers import TOKENIZERS, Tokenizer, fingerprint
-from genaim.training.config import GeneratorRunConfig, RunConfig, TokenizerRunConfig
-from genaim.training.progress import Progress
+from genaim.training.config import GeneratorRunConfig, TokenizerRunConfig
+from genaim.training.progress import Progress, SilentProgress
 from genaim.training.tasks import GeneratorTask, SampleFn, Task, TokenizerTask
 from genaim.training.trainer import Dataset, Trainer, make_accelerator, write_config
 
 
+StoreFn = Callable[[Path, Tokenizer], None]
+"""Writes a tokenizer's folder; training imports no file format of models."""
+
+
 def train(
-    config: RunConfig, tokenizer: Tokenizer | None, progress: Progress, sample_fn: SampleFn | None = None
+    config: TokenizerRunConfig | GeneratorRunConfig,
+    progress: Progress,
+    *,
+    tokenizer: Tokenizer | None = None,
+    store_tokenizer: StoreFn | None = None,
+    sample_fn: SampleFn | None = None,
 ) -> Path:
     """Trains a recipe to its end, continuing what its run folder holds.
 
     Args:
         config: The recipe.
-        tokenizer: The trained tokenizer of a generator run.
         progress: Where the course is told.
+        tokenizer: The trained tokenizer; a generator run needs it.
+        store_tokenizer: How it is kept with the run, so that the folder rebuilds the model by itself.
         sample_fn: How a generator is sampled for the image grids.
 
     Returns:
@@ -36,32 +47,30 @@ def train(
     """
     folder = Path(config.folder) / config.name
     accelerator = make_accelerator(config, folder)
+    if not accelerator.is_main_process:
+        progress = SilentProgress()
     torch.manual_seed(config.seed)
     train_set = build_dataset(config.data, "train")
     val_set = build_dataset(config.data, "val", class_names=train_set.class_names) if config.data.val else None
     task: Task
+    sets: list[Dataset | None] = [train_set, val_set]
     if isinstance(config, TokenizerRunConfig):
-        if accelerator.is_main_process:
-            write_config(folder, config)
         model = TOKENIZERS[config.tokenizer.kind][1](config.tokenizer)
         task = TokenizerTask(model.to(memory_format=torch.channels_last), config.loss)
         for warning in task.warnings:
             progress.say(f"WARNING: {warning}")
-        sets: list[Dataset | None] = [train_set, val_set]
     else:
-        assert isinstance(config, GeneratorRunConfig) and tokenizer is not None
-        if tokenizer.image_size != config.data.image_size:
-            raise ValueError(
-                f"tokenizer '{config.tokenizer}' makes images of {tokenizer.image_size} pixels, but data.image_size is "
-                f"{config.data.image_size}; make them equal."
-            )
-        config = _with_classes(config, train_set)
-        if accelerator.is_main_process:
-            write_config(folder, config)
-            _keep_tokenizer(folder, tokenizer)
-        sets = [_encoded(d, config, tokenizer, accelerator, progress) for d in (train_set, val_set)]
+        if tokenizer is None:
+            raise ValueError("a generator run needs its trained tokenizer; pass tokenizer=.")
+        config = _fitted(config, tokenizer, train_set)
         model_class: Any = MODELS[config.model.kind][1]
         task = GeneratorTask(model_class(config.model, tokenizer), sample_fn)
+    if accelerator.is_main_process:
+        write_config(folder, config)
+        if tokenizer is not None and store_tokenizer is not None and not (folder / "tokenizer").exists():
+            store_tokenizer(folder / "tokenizer", tokenizer)
+    if isinstance(config, GeneratorRunConfig) and tokenizer is not None:
+        sets = [_encoded(data, config, tokenizer, accelerator, progress) for data in (train_set, val_set)]
     accelerator.init_trackers(config.name)
     assert sets[0] is not None
     trainer = Trainer(config, folder, task, sets[0], sets[1], progress, accelerator, config.data.max_bad_share)
@@ -69,21 +78,18 @@ def train(
     return folder
 
 
-def _with_classes(config: GeneratorRunConfig, data: ImageDataset | StreamDataset) -> GeneratorRunConfig:
+def _fitted(config: GeneratorRunConfig, tokenizer: Tokenizer, data: ImageDataset | StreamDataset) -> GeneratorRunConfig:
     """The recipe with the number and names of the data's classes, unless it says otherwise."""
+    if tokenizer.image_size != config.data.image_size:
+        raise ValueError(
+            f"tokenizer '{config.tokenizer}' makes images of {tokenizer.image_size} pixels, but data.image_size is "
+            f"{config.data.image_size}; make them equal."
+        )
     given: GeneratorConfig = config.model
     if "num_classes" in given.model_fields_set:
         return config
     classes = {"num_classes": data.num_classes or 0, "class_names": data.class_names and tuple(data.class_names)}
     return config.model_copy(update={"model": given.model_copy(update=classes)})
-
-
-def _keep_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """Stores the tokenizer with the run, so that the folder rebuilds the model by itself."""
-    from genaim.pretrained.store import save_model
-
-    if not (folder / "tokenizer").exists():
-        save_model(folder / "tokenizer", tokenizer)
 
 
 def _encoded(

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from genaim.core.hardware import pick_device, pick_dtype
@@ -31,8 +32,10 @@ from genaim.training.checkpoint import (
     checkpoints,
     load_checkpoint,
     load_optimizer_tensors,
+    load_state,
     optimizer_tensors,
     save_checkpoint,
+    whole,
 )
 from genaim.training.config import RunConfig
 from genaim.training.ema import EMA
@@ -56,7 +59,6 @@ def make_accelerator(config: RunConfig, folder: Path) -> Accelerator:
         mixed_precision="bf16" if dtype == torch.bfloat16 else "no",
         log_with=list(config.trackers) or None,
         project_dir=folder,
-        dataloader_config=DataLoaderConfiguration(),
     )
 
 
@@ -78,10 +80,10 @@ class Trainer:
         self.config, self.folder, self.task = config, folder, task
         self.train_set, self.val_set, self.progress = train_set, val_set, progress
         self.accelerator = accelerator
-        self.bad_files = BadFiles(max_bad_share)
+        self.bad_files = BadFiles(max_bad_share, total=None if isinstance(train_set, StreamDataset) else len(train_set))
         task.model.to(accelerator.device)
-        self.ema = EMA(task.model, config.ema_decay)
         self.module, self.optimizer = accelerator.prepare(task.module, make_optimizer(task.module, config.optimizer))
+        self.ema = EMA(task.model, config.ema_decay)
         self.adversary: nn.Module | None = None
         if task.adversary is not None:
             optimizer = torch.optim.AdamW(task.adversary.parameters(), lr=task.adversary_lr, betas=(0.5, 0.9))
@@ -247,6 +249,8 @@ class Trainer:
                 size = c.batch_size // acc.num_processes
                 batches = eval_batches(self.val_set, size, rank=acc.process_index, world_size=acc.num_processes)
                 for batch in batches:
+                    if len(batch) == 0:  # every image of it was unreadable
+                        continue
                     batch = batch.to(acc.device)
                     first = first or batch
                     with acc.autocast():
@@ -277,17 +281,24 @@ class Trainer:
         tensors = {
             "weights": self.task.weights(),
             "ema": self.ema.state_dict(),
-            "optimizer": optimizer_tensors(self.module, self.optimizer),
+            "optimizer": optimizer_tensors(self.task.module, self.optimizer),
         }
         if self.adversary is not None and self.task.adversary is not None:
             tensors["adversary"] = self.task.adversary.state_dict()
-            tensors["adversary_optimizer"] = optimizer_tensors(self.adversary, self.adversary_optimizer)
+            tensors["adversary_optimizer"] = optimizer_tensors(self.task.adversary, self.adversary_optimizer)
+        tensors = {stem: {name: whole(value) for name, value in named.items()} for stem, named in tensors.items()}
+        readers = [self._loader_state]
+        if self.accelerator.num_processes > 1:
+            readers = gather_object(readers)
         if self.accelerator.is_main_process:
-            save_checkpoint(self.folder, self.step, tensors, {"loader": self._loader_state})
+            loader = {name: state for reader in readers for name, state in reader.items()}
+            save_checkpoint(self.folder, self.step, tensors, {"loader": loader})
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
         found = checkpoints(self.folder)
+        if self.accelerator.is_main_process:
+            truncate_metrics(self.folder / "metrics.jsonl", load_state(found[-1])["step"] if found else 0)
         if not found:
             return
         tensors, state = load_checkpoint(found[-1])
@@ -296,13 +307,12 @@ class Trainer:
         if missing:
             raise ValueError(f"{found[-1]} lacks {missing[:5]}; the recipe has changed: choose another name=.")
         self.ema.load_state_dict(tensors["ema"])
-        load_optimizer_tensors(self.module, self.optimizer, tensors["optimizer"])
+        load_optimizer_tensors(self.task.module, self.optimizer, tensors["optimizer"])
         if self.adversary is not None and self.task.adversary is not None:
             self.task.adversary.load_state_dict(tensors["adversary"])
-            load_optimizer_tensors(self.adversary, self.adversary_optimizer, tensors["adversary_optimizer"])
+            load_optimizer_tensors(self.task.adversary, self.adversary_optimizer, tensors["adversary_optimizer"])
         self.step, self._loader_state = state["step"], state["loader"]
         if self.accelerator.is_main_process:
-            truncate_metrics(self.folder / "metrics.jsonl", self.step)
             self.progress.say(f"continuing {self.folder} after step {self.step} of {self.config.steps}")
 
     def _log(self, figures: dict[str, float]) -> None:

@@ -1,0 +1,4 @@
+"""Evaluation: an independent digit classifier, precision and recall, nearest neighbours, reconstruction.
+
+Everything here takes finished images; nothing generates them.
+"""

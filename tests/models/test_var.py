@@ -1,0 +1,147 @@
+"""VAR: training and sampling are one factorisation, rows are independent, presets are the published ones."""
+
+import pytest
+import torch
+
+from genaim.core.noise import NoiseSource
+from genaim.heads import SamplingOptions
+from genaim.models import VAR, VARConfig
+from genaim.tokenizers import MultiScaleVQ, MultiScaleVQConfig
+from samplers import generate
+from samplers.decode import decode
+
+
+def build(**changes: object) -> VAR:
+    torch.manual_seed(0)
+    tokenizer = MultiScaleVQ(
+        MultiScaleVQConfig.model_validate(
+            {
+                "patch_nums": [1, 2, 4],
+                "autoencoder": {
+                    "channels": 8,
+                    "channel_multipliers": [1, 2],
+                    "num_res_blocks": 1,
+                    "latent_channels": 4,
+                    "norm_groups": 4,
+                },
+                "codebook": {"size": 32},
+                "num_residual_convs": 3,
+            }
+        )
+    )
+    torch.nn.init.normal_(tokenizer.codebook.weight)
+    config = {"depth": 2, "width": 32, "num_heads": 4, "num_classes": 5, **changes}
+    model = VAR(VARConfig.model_validate(config), tokenizer)
+    for name, parameter in model.named_parameters():
+        if not name.startswith("tokenizer."):
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.eval()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@torch.no_grad()
+def test_cached_steps_equal_teacher_forcing(shared: bool) -> None:
+    """What a step predicts from the cache is what training predicts at its positions."""
+    model = build(shared_adaln=shared).double()
+    labels = torch.tensor([1, 4])
+    seen = []
+    predict = model.predict
+
+    def recording(*arguments: object) -> object:
+        seen.append(predict(*arguments))  # type: ignore[arg-type]
+        return seen[-1]
+
+    model.predict = recording  # type: ignore[assignment, method-assign]
+    tokens = decode(model, labels, noise=NoiseSource(0, torch.arange(2)), guidance_scale=3.0)
+    inputs = model.tokenizer.scale_inputs(tokens)
+    for index, of_labels in enumerate((labels, model.class_embed.null(2))):
+        forced = model(inputs, of_labels)
+        torch.testing.assert_close(torch.cat([step[index] for step in seen], dim=1), forced, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+def test_pictures_do_not_depend_on_the_batch(guidance_scale: float) -> None:
+    """Batch rows are independent (DESIGN: equal tokens but for near ties of the perturbed logits)."""
+    model = build()
+    labels = torch.arange(7) % 5
+    options = SamplingOptions(top_k=20, top_p=0.95)
+    arguments = {"seed": 3, "options": options, "guidance_scale": guidance_scale}
+    whole = generate(model, labels, **arguments)  # type: ignore[arg-type]
+    for batch_size in (1, 3):
+        torch.testing.assert_close(generate(model, labels, batch_size=batch_size, **arguments), whole, rtol=0, atol=1e-4)  # type: ignore[arg-type]
+    last = generate(model, labels[5:], first_index=5, **arguments)  # type: ignore[arg-type]
+    torch.testing.assert_close(last, whole[5:], rtol=0, atol=1e-4)
+    assert whole.flatten(1).unique(dim=0).shape[0] == 7
+
+
+def test_guidance_off_computes_no_null_class() -> None:
+    model = build()
+    labels = torch.tensor([0])
+    assert not model.start(labels, guided=False).guided
+    state = model.start(labels, guided=True)
+    assert state.cache.keys.shape[1] == 2
+
+
+def test_loss_is_the_mean_over_scales_and_ignores_the_batch() -> None:
+    model = build()
+    tokens, labels = torch.randint(0, 32, (4, 21)), torch.tensor([0, 1, -1, 4])
+    loss = model.loss(tokens, labels, noise=NoiseSource(0, torch.arange(4)))
+    assert loss.count == 4 * 21
+    torch.testing.assert_close(sum(total for total, _ in loss.parts.values()), loss.sum.detach())
+    halves = [
+        model.loss(tokens[rows], labels[rows], noise=NoiseSource(0, torch.arange(4)[rows])).sum
+        for rows in (slice(0, 2), slice(2, 4))
+    ]
+    torch.testing.assert_close(halves[0] + halves[1], loss.sum)
+
+
+def test_training_drops_labels_and_paths_by_sample() -> None:
+    """Label dropout and drop path belong to the sample, so splitting a batch changes nothing."""
+    model = build(drop_path=0.5, label_dropout=0.5).train()
+    tokens, labels = torch.randint(0, 32, (8, 21)), torch.arange(8) % 5
+    rows = torch.arange(8)
+    whole = model.loss(tokens, labels, noise=NoiseSource(1, rows)).sum
+    parts = [model.loss(tokens[r : r + 1], labels[r : r + 1], noise=NoiseSource(1, rows[r : r + 1])).sum for r in rows]
+    torch.testing.assert_close(torch.stack(parts).sum(), whole)
+    assert not torch.isclose(model.loss(tokens, labels, noise=NoiseSource(2, rows)).sum, whole)
+
+
+def test_the_tokenizer_is_not_trained() -> None:
+    model = build().train()
+    assert not model.tokenizer.training
+    assert not any(p.requires_grad for p in model.tokenizer.parameters())
+    assert not any(k.startswith("tokenizer.") for k in model.state_dict_without_tokenizer())
+
+
+@torch.no_grad()
+def test_unconditional() -> None:
+    model = build(num_classes=0)
+    images = generate(model, torch.zeros(2, dtype=torch.int64))
+    assert images.shape == (2, 3, 8, 8)
+    with pytest.raises(ValueError, match="unconditional"):
+        generate(model, torch.ones(2, dtype=torch.int64))
+
+
+def test_labels_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="among 0 to 4"):
+        generate(build(), torch.tensor([6]))
+
+
+def test_nothing_to_generate_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 images were asked for"):
+        generate(build(), torch.zeros(0, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("depth", [12, 16, 20, 24, 30, 36])
+def test_published_presets(depth: int) -> None:
+    """Width 64 x depth, as many heads as blocks, drop path 0.1 x depth / 24; d36 shares AdaLN."""
+    trunk = VARConfig(preset=f"d{depth}").transformer()
+    assert (trunk.width, trunk.num_heads, trunk.mlp_ratio) == (64 * depth, depth, 4.0)
+    assert trunk.drop_path == pytest.approx(0.1 * depth / 24)
+    assert trunk.conditioning == ("shared_adaln" if depth == 36 else "adaln")
+
+
+def test_a_preset_can_be_changed_and_must_exist() -> None:
+    assert VARConfig(preset="d16", drop_path=0.0).transformer().drop_path == 0
+    with pytest.raises(ValueError, match=r"unknown preset 'd17'; did you mean 'd1"):
+        VARConfig(preset="d17")

@@ -1,0 +1,197 @@
+"""Runs end where they should: resumed as uninterrupted, two processes as one, bad losses with an error."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from genaim.pretrained import load_generator, load_tokenizer
+from genaim.training.checkpoint import checkpoints, load_checkpoint
+from genaim.training.trainer import Interrupted
+from tests.training.runs import make_images, make_tokenizer, recipe, start
+
+ROOT = Path(__file__).parents[2]
+TRICKY: dict[str, Any] = {
+    "tokenizer": {"codebook": {"size": 16, "update": "ema", "revive_below": 0.2, "rotation": True}}
+}
+ADVERSARIAL: dict[str, Any] = {
+    "loss": {"adversarial": 0.1, "adversarial_start": 2, "discriminator_channels": 8},
+    "tokenizer": {"patch_nums": [1, 2, 8]},
+    "data": {"image_size": 32},
+}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tokenizer": ("tokenizer", {}),
+    "tokenizer_ema_codebook": ("tokenizer", TRICKY),
+    "tokenizer_adversarial": ("tokenizer", ADVERSARIAL),
+    "generator": ("generator", {}),
+    "generator_dropout": ("generator", {"model": {"dropout": 0.1}}),
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    make_images(tmp_path / "images")
+    make_tokenizer(tmp_path)
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of the newest checkpoint."""
+    return {p.name: p.read_bytes() for p in checkpoints(folder)[-1].iterdir()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resumed_equals_uninterrupted(kind: str, root: Path) -> None:
+    """Bit for bit: weights, EMA, optimiser, adversary. The crash comes between checkpoints."""
+    name, changes = KINDS[kind]
+    whole, _ = start(recipe(root, name, name="whole", **changes))
+    parts = recipe(root, name, name="parts", **changes)
+    for stop_at in (1, 3, 5):
+        with pytest.raises(RuntimeError, match="crash"):
+            start(parts, stop_at)
+    resumed, progress = start(parts)
+    assert any("continuing" in line and "after step 4 of 6" in line for line in progress.lines)
+    assert contents(whole) == contents(resumed)
+    rows = [json.loads(line) for line in (resumed / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows if "train/loss" in row]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_killed_three_times(root: Path) -> None:
+    """SIGKILL at any moment leaves a run that ends in the same weights."""
+    whole, _ = start(recipe(root, "generator", name="whole", steps=40, validate_every=50))
+    config = root / "run.json"
+    config.write_text(json.dumps(recipe(root, "generator", name="killed", steps=40, validate_every=50)))
+    command = [sys.executable, "-m", "tests.training.runs", str(config)]
+    folder = root / "runs" / "killed"
+    for kill in range(3):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        wanted = 4 * (kill + 1)
+        while process.poll() is None and not any(int(p.name[5:]) >= wanted for p in checkpoints(folder)):
+            time.sleep(0.002)
+        time.sleep(0.003 * kill)  # somewhere in the next steps, or in the middle of a checkpoint
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    assert contents(whole) == contents(folder)
+
+
+@pytest.mark.parametrize("kind", ["generator", "tokenizer_ema_codebook"])
+def test_two_processes_equal_one(kind: str, root: Path) -> None:
+    """The same global batch gives the same weights within float tolerance, also with accumulation."""
+    name, changes = KINDS[kind]
+    one, _ = start(recipe(root, name, name="one", **changes))
+    config = root / "run.json"
+    config.write_text(json.dumps(recipe(root, name, name="two", accumulate=2, **changes)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, "-m", "tests.training.runs", str(config)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    tensors = [load_checkpoint(checkpoints(folder)[-1])[0] for folder in (one, root / "runs" / "two")]
+    start_weights = torch.cat([w.flatten().float() for w in tensors[0]["weights"].values()])
+    assert start_weights.isfinite().all()
+    for stem in ("weights", "ema"):
+        for key, expected in tensors[0][stem].items():
+            torch.testing.assert_close(tensors[1][stem][key], expected, rtol=1e-3, atol=2e-5, msg=f"{stem} {key}")
+    figures = [last_figures(folder) for folder in (one, root / "runs" / "two")]
+    assert figures[0].keys() == figures[1].keys()
+    for key, value in figures[0].items():
+        if "per_second" not in key:
+            assert figures[1][key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+
+
+def last_figures(folder: Path) -> dict[str, float]:
+    """Training and validation figures of the last step."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {k: v for row in rows[-2:] for k, v in row.items()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, root: Path) -> None:
+    config = recipe(root, "generator", save_every=100)
+
+    class Signalled(Exception):
+        pass
+
+    from tests.training import runs
+
+    class Signalling(runs.StopAt):
+        def advance(self, done: int, figures: Any) -> None:
+            if done == 3 and "loss" in figures:
+                os.kill(os.getpid(), number)
+
+    before = runs.StopAt
+    runs.StopAt = Signalling  # type: ignore[misc]
+    try:
+        with pytest.raises(Interrupted, match="stopped after step 3 of 6; run the same command to go on"):
+            start(config)
+    finally:
+        runs.StopAt = before  # type: ignore[misc]
+    folder = root / "runs" / "generator"
+    assert [p.name for p in checkpoints(folder)] == ["step-00000003"]
+    start(config)
+    whole, _ = start(recipe(root, "generator", name="whole", save_every=100))
+    assert contents(whole) == contents(folder)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(root: Path) -> None:
+    config = recipe(root, "tokenizer", optimizer={"lr": 1e30, "warmup_steps": 0, "clip_norm": None})
+    with pytest.raises(ValueError, match=r"step 2: the loss is (nan|inf).*lower optimizer\.lr"):
+        start(config)
+    assert not checkpoints(root / "runs" / "tokenizer")
+
+
+def test_only_two_checkpoints_are_kept_and_no_temporary_one(root: Path) -> None:
+    folder, _ = start(recipe(root, "tokenizer"))
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+
+
+def test_a_half_written_checkpoint_is_ignored(root: Path) -> None:
+    folder, _ = start(recipe(root, "tokenizer"))
+    expected = contents(folder)
+    (folder / "checkpoints" / ".tmp-00000008").mkdir()
+    broken = folder / "checkpoints" / "step-00000008"
+    broken.mkdir()
+    (broken / "weights.safetensors").write_bytes(b"half")
+    assert contents(folder) == expected
+    start(recipe(root, "tokenizer"))  # finds nothing to do
+    assert contents(folder) == expected
+
+
+def test_another_recipe_does_not_continue_a_run(root: Path) -> None:
+    start(recipe(root, "tokenizer"))
+    with pytest.raises(ValueError, match="holds a run with another 'optimizer'; choose another name="):
+        start(recipe(root, "tokenizer", optimizer={"lr": 5e-4, "warmup_steps": 2}))
+
+
+def test_run_folders_rebuild_their_models(root: Path) -> None:
+    """From the folder alone: the tokenizer's own folder is gone."""
+    folder, _ = start(recipe(root, "generator"))
+    for path in (root / "tokenizer").iterdir():
+        path.unlink()
+    model = load_generator(str(folder))
+    assert model.config.class_names == ("above", "below")
+    ema = load_file(checkpoints(folder)[-1] / "ema.safetensors")
+    weights = model.state_dict()
+    assert all(weights[name].equal(average) for name, average in ema.items())
+    tokenizer, _ = start(recipe(root, "tokenizer"))
+    assert load_tokenizer(str(tokenizer)).num_tokens == 21
+
+
+def test_validation_reports_scales_and_pictures(root: Path) -> None:
+    folder, _ = start(recipe(root, "tokenizer"))
+    figures = last_figures(folder)
+    assert {"val/psnr", "val/usage_scale_1", "val/perplexity_scale_3", "val/perplexity_all"} <= figures.keys()
+    assert (folder / "pictures" / "step-00000006.png").stat().st_size > 0
+    generator, _ = start(recipe(root, "generator"))
+    figures = last_figures(generator)
+    sizes = [1, 4, 16]
+    mean = sum(size * figures[f"val/scale_{k + 1}"] for k, size in enumerate(sizes)) / sum(sizes)
+    assert figures["val/loss"] == pytest.approx(mean, rel=1e-4)
