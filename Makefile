@@ -1,7 +1,7 @@
 # make sample: pictures from a bundled model; make test: the suite; make lint: style and types.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: sample test lint
 
@@ -17,10 +17,10 @@ lint: .venv/installed-dev
 	$(BIN)/mypy genaim samplers apps
 
 .venv/installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(PIP) -e .
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(PIP) -e '.[dev]'
+	$(PIP) -e '.[dev,eval]'
 	touch $@

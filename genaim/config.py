@@ -29,8 +29,9 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Says which names are allowed, the most similar one first: ``did you mean 'b'? Allowed: a, b``."""
     names = [str(a) for a in allowed]
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'? " if close else ""
+    folded = {a.casefold(): a for a in reversed(names)}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    hint = f"did you mean '{folded[close[0]]}'? " if close else ""
     return f"{hint}Allowed: {', '.join(names)}"
 
 

@@ -1,6 +1,6 @@
 """From a recipe to a trained run folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,6 @@ def train(
     train_set = build_dataset(config.data, "train")
     val_set = build_dataset(config.data, "val", class_names=train_set.class_names) if config.data.val else None
     task: Task
-    sets: list[Dataset | None] = [train_set, val_set]
     if isinstance(config, TokenizerRunConfig):
         model = TOKENIZERS[config.tokenizer.kind][1](config.tokenizer)
         task = TokenizerTask(model.to(memory_format=torch.channels_last), config.loss)
@@ -69,11 +68,11 @@ def train(
         write_config(folder, config)
         if tokenizer is not None and store_tokenizer is not None and not (folder / "tokenizer").exists():
             store_tokenizer(folder / "tokenizer", tokenizer)
+    sets: Sequence[Dataset | None] = (train_set, val_set)
     if isinstance(config, GeneratorRunConfig) and tokenizer is not None:
         sets = [_encoded(data, config, tokenizer, accelerator, progress) for data in (train_set, val_set)]
     accelerator.init_trackers(config.name)
-    assert sets[0] is not None
-    trainer = Trainer(config, folder, task, sets[0], sets[1], progress, accelerator, config.data.max_bad_share)
+    trainer = Trainer(config, folder, task, sets, progress, accelerator, config.data.max_bad_share)
     trainer.train()
     return folder
 

@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -70,15 +70,16 @@ class Trainer:
         config: RunConfig,
         folder: Path,
         task: Task,
-        train_set: Dataset,
-        val_set: Dataset | None,
+        sets: Sequence[Dataset | None],
         progress: Progress,
         accelerator: Accelerator,
         max_bad_share: float = 0.01,
     ) -> None:
         """Places the task on the device and takes up the newest checkpoint of the run folder, if there is one."""
         self.config, self.folder, self.task = config, folder, task
-        self.train_set, self.val_set, self.progress = train_set, val_set, progress
+        train_set, self.val_set = sets
+        assert train_set is not None
+        self.train_set, self.progress = train_set, progress
         self.accelerator = accelerator
         self.bad_files = BadFiles(max_bad_share, total=None if isinstance(train_set, StreamDataset) else len(train_set))
         task.model.to(accelerator.device)
