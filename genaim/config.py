@@ -126,7 +126,9 @@ def validate(cls: type[ConfigT], data: Mapping[str, Any], source: str) -> Config
     try:
         return cls.model_validate(data)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
+        problems = error.errors(include_url=False)
+        # A misspelt key is an unknown one and often a missing one too: tell of the former.
+        problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
         key = ".".join(str(part) for part in problem["loc"]) or "(top level)"
         if problem["type"] == "extra_forbidden":
             owner = _owner(cls, problem["loc"][:-1])

@@ -40,6 +40,10 @@ class Task(ABC):
     """A module with an optimiser of its own, trained after the main step."""
     adversary_lr: float = 0.0
 
+    def to(self, device: torch.device) -> None:
+        """Moves everything that the task computes with."""
+        self.model.to(device)
+
     def weights(self) -> dict[str, Tensor]:
         """The weights and buffers to store."""
         return self.model.state_dict()
@@ -172,6 +176,12 @@ class TokenizerTask(Task):
             self.warnings += [warning] if warning else []
             if perceptual is not None:
                 self.module.frozen["perceptual"] = perceptual
+
+    def to(self, device: torch.device) -> None:
+        """Moves the tokenizer and the networks that judge it."""
+        super().to(device)
+        for module in self.module.frozen.values():
+            module.to(device)
 
     def adversary_loss(self, adversary: nn.Module, outputs: dict[str, Tensor], step: int) -> Loss | None:
         """Hinge loss of the PatchGAN, from its first step on."""

@@ -82,13 +82,14 @@ class Trainer:
         self.train_set, self.progress = train_set, progress
         self.accelerator = accelerator
         self.bad_files = BadFiles(max_bad_share, total=None if isinstance(train_set, StreamDataset) else len(train_set))
-        task.model.to(accelerator.device)
+        task.to(accelerator.device)
         self.module, self.optimizer = accelerator.prepare(task.module, make_optimizer(task.module, config.optimizer))
         self.ema = EMA(task.model, config.ema_decay)
         self.adversary: nn.Module | None = None
         if task.adversary is not None:
             optimizer = torch.optim.AdamW(task.adversary.parameters(), lr=task.adversary_lr, betas=(0.5, 0.9))
             self.adversary, self.adversary_optimizer = accelerator.prepare(task.adversary, optimizer)
+            task.adversary.requires_grad_(False)  # the main loss passes through it; only its own step trains it
         self.step = 0
         self._stop = False
         self._loader_state: dict[str, Any] = {}
@@ -178,7 +179,7 @@ class Trainer:
             return loss
 
         totals, norm = self._descend(adversary, self.adversary_optimizer, outputs, loss_of)
-        self.task.adversary.requires_grad_(False)  # the main loss passes through it
+        self.task.adversary.requires_grad_(False)
         return {"adversary_loss": totals["loss"][0].item(), "adversary_grad_norm": norm}
 
     def _descend(

@@ -1,0 +1,87 @@
+"""The decode loop and its guidance schedules."""
+
+import pytest
+import torch
+
+from genaim.core.noise import NoiseSource
+from genaim.core.order import Step
+from genaim.heads import SamplingOptions
+from samplers.decode import decode
+from samplers.guidance import SCHEDULES
+from tests.models.test_var import build
+
+
+def step(number: int, total: int, share: float = 0.0) -> Step:
+    return Step(torch.zeros(2, 1, dtype=torch.int64), torch.full((2,), share), number, total)
+
+
+def test_var_ramp_is_the_published_one() -> None:
+    """Published cfg t = 1.5 k / (K - 1), logits (1 + t) cond - t uncond, is our scale 1 + t."""
+    scales = [SCHEDULES["linear_in_step"](2.5, step(k, 10))[0].item() for k in range(10)]
+    assert scales == pytest.approx([1 + 1.5 * k / 9 for k in range(10)])
+
+
+def test_mar_schedule_uses_the_share_at_the_end_of_the_step() -> None:
+    assert SCHEDULES["linear_in_share"](2.9, step(0, 4, share=0.25)).tolist() == pytest.approx([1.475, 1.475])
+
+
+def test_constant() -> None:
+    assert SCHEDULES["constant"](3.0, step(2, 4)).tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_scale_of_one_is_off_everywhere(name: str) -> None:
+    for number in range(4):
+        assert SCHEDULES[name](1.0, step(number, 4, share=(number + 1) / 4)).tolist() == [1.0, 1.0]
+
+
+def test_every_step_is_told_and_can_stop_the_generation() -> None:
+    model = build()
+    seen = []
+
+    class Stop(Exception):
+        pass
+
+    def on_step(told: Step, canvas: torch.Tensor) -> None:
+        seen.append((told.number, int((canvas != 0).any())))
+        if told.number == 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        decode(model, torch.tensor([0, 1]), noise=NoiseSource(0, torch.arange(2)), on_step=on_step)
+    assert [number for number, _ in seen] == [0, 1]
+
+
+def test_requests_do_not_share_state() -> None:
+    """Two generations in turns give what each gives alone."""
+    model = build()
+    labels = torch.tensor([0, 3])
+
+    def start(seed: int) -> torch.Tensor:
+        return decode(model, labels, noise=NoiseSource(seed, torch.arange(2)), guidance_scale=2.0)
+
+    alone = start(0)
+    inner: list[torch.Tensor] = []
+    outer = decode(
+        model,
+        labels,
+        noise=NoiseSource(0, torch.arange(2)),
+        guidance_scale=2.0,
+        on_step=lambda told, canvas: inner.append(start(told.number)),
+    )
+    assert outer.equal(alone)
+    assert inner[0].equal(alone)
+
+
+def test_a_fixed_order_refuses_a_number_of_steps() -> None:
+    with pytest.raises(ValueError, match="num_steps is 9, but ScaleOrder always takes 3"):
+        decode(build(), torch.tensor([0]), noise=NoiseSource(0, torch.arange(1)), num_steps=9)
+
+
+def test_options_reach_the_head() -> None:
+    model = build()
+    greedy = [
+        decode(model, torch.tensor([2]), noise=NoiseSource(seed, torch.arange(1)), options=SamplingOptions(top_k=1))
+        for seed in (0, 1)
+    ]
+    assert greedy[0].equal(greedy[1])

@@ -1,0 +1,114 @@
+"""Config files: overrides, variables, and errors that name the key."""
+
+from pathlib import Path
+
+import pytest
+
+from genaim.config import find_recipe, load_config, recipes, validate
+from genaim.training.config import RunConfig, parse_run
+
+
+@pytest.fixture
+def minimal() -> dict:
+    return {
+        "kind": "tokenizer",
+        "name": "x",
+        "data": {"train": {"path": "x"}, "image_size": 256},
+        "tokenizer": {},
+        "steps": 1,
+        "batch_size": 1,
+    }
+
+
+def test_overrides_reach_into_mappings(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: {b: 1, c: [1, 2]}\nd: x\n")
+    config = load_config(path, ["a.b=2.5", "a.c=[3]", "e.f=true", "d=null"])
+    assert config == {"a": {"b": 2.5, "c": [3]}, "d": None, "e": {"f": True}}
+
+
+def test_variables_are_expanded_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text('a: ["${GENAIM_DATA}/x"]\n')
+    monkeypatch.setenv("GENAIM_DATA", "/data")
+    assert load_config(path) == {"a": ["/data/x"]}
+    path.write_text("a: ${NOT_SET_ANYWHERE}/x\n")
+    with pytest.raises(ValueError, match="environment variable NOT_SET_ANYWHERE"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "message"),
+    [
+        ("a: [", "", "is not valid YAML"),
+        ("just text", "", "must hold a YAML mapping"),
+        ("a: 1", "b", "must have the form key=value"),
+        ("a: 1", "a.b=2", "reaches into 'a', which is a value"),
+        ("a: 1", "b=[1", "is not valid YAML"),
+    ],
+)
+def test_broken_files_and_overrides(tmp_path: Path, text: str, override: str, message: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        load_config(path, [override] if override else [])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"step": 1}, r"unknown key 'step'; did you mean 'steps'\?"),
+        ({"data": {"train": {"path": "x"}, "image_sise": 4}}, r"unknown key 'data\.image_sise'; did you mean 'image_size'\?"),
+        ({"tokenizer": {"codebook": {"sise": 4}}}, r"unknown key 'tokenizer\.codebook\.sise'; did you mean 'size'\?"),
+        ({"steps": 0}, r"key 'steps': Input should be greater than 0 \(got 0\)"),
+        ({"optimizer": {"schedule": "cosin"}}, r"key 'optimizer\.schedule'"),
+        ({"kind": "tokeniser"}, r"key 'kind' is 'tokeniser'; did you mean 'tokenizer'\?"),
+    ],
+)
+def test_wrong_keys_are_named_with_the_nearest(minimal: dict, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        parse_run(minimal | changes, "recipe.yaml")
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith("recipe.yaml: ")
+
+
+def test_missing_keys_are_named(minimal: dict) -> None:
+    del minimal["steps"]
+    with pytest.raises(ValueError, match="key 'steps': Field required$"):
+        parse_run(minimal, "recipe.yaml")
+
+
+def test_recipes_are_found_by_name_and_by_file(tmp_path: Path) -> None:
+    assert find_recipe("mnist-vq") == find_recipe("mnist-vq.yaml") == recipes()["mnist-vq"]
+    with pytest.raises(ValueError, match=r"did you mean 'mnist-vq'\?"):
+        find_recipe("mnist-qv")
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_is_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENAIM_DATA", "/data")
+    run = parse_run(load_config(recipes()[name]), name)
+    assert run.name == name
+    head = recipes()[name].read_text().split("kind:")[0]
+    assert all(word in head for word in ("# Result:", "# Cost:", f"# Command: genaim train {name}"))
+
+
+def test_every_field_is_described() -> None:
+    """The command line shows these texts."""
+
+    def check(model: type) -> None:
+        for name, field in model.model_fields.items():  # type: ignore[attr-defined]
+            assert field.description, f"{model.__name__}.{name}"
+            for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
+                if hasattr(part, "model_fields"):
+                    check(part)
+
+    for kind in RunConfig.__subclasses__():
+        check(kind)
+
+
+def test_configs_cannot_be_changed(minimal: dict) -> None:
+    run = validate(RunConfig, {k: v for k, v in minimal.items() if k not in ("kind", "tokenizer")}, "x")
+    with pytest.raises(ValueError, match="frozen"):
+        run.steps = 5  # type: ignore[misc]
