@@ -6,6 +6,7 @@ features for `genaim.evaluation.recall`.
 
 import os
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ class DigitCNN(nn.Module):
         super().__init__()
         widths = (1, 32, 64, 128)
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
         self.convolutions = nn.Sequential(*layers)
         self.hidden = nn.Linear(widths[-1] * 3 * 3, NUM_FEATURES)

@@ -35,9 +35,10 @@ def nearest_neighbours(images: Tensor, candidates: Iterable[Tensor], k: int, *, 
     best = Neighbours(images.new_empty(len(images), 0), images.new_empty(len(images), 0, *images.shape[1:]))
     rows = torch.arange(len(images))[:, None]
     for batch in candidates:
-        found, flipped = _distances(images, batch), _distances(images, batch.flip(-1))
-        nearer = (flipped < found) & mirrored
-        found = torch.where(nearer, flipped, found)
+        found = _distances(images, batch)  # (M, B)
+        flipped = _distances(images, batch.flip(-1)) if mirrored else found
+        nearer = flipped < found
+        found = torch.minimum(found, flipped)
         order = found.argsort(dim=1, stable=True)[:, :k]  # (M, at most k)
         shown = torch.where(nearer[rows, order][..., None, None, None], batch.flip(-1)[order], batch[order])
         distances = torch.cat([best.distances, found[rows, order]], dim=1)
@@ -58,5 +59,5 @@ def _distances(images: Tensor, batch: Tensor) -> Tensor:
     """Root mean squared differences in 8-bit levels, (M, B)."""
     flat, other = images.flatten(1), batch.flatten(1)
     # The matrix trick would lose the small distances of near copies.
-    distances = torch.cdist(flat, other, compute_mode="donot_use_mm_for_euclid_dist")
-    return distances * (127.5 / flat.shape[1] ** 0.5)
+    distances: Tensor = torch.cdist(flat, other, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.mul(127.5 / flat.shape[1] ** 0.5)

@@ -1,6 +1,6 @@
 """How much of an image a tokenizer keeps."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -27,17 +27,24 @@ def bicubic_round_trip(images: Tensor, side: int) -> Tensor:
 
 
 @torch.no_grad()
-def reconstruction_psnr(tokenizer: Tokenizer, batches: Iterable[Tensor]) -> float:
+def reconstruction_psnr(
+    tokenizer: Tokenizer, batches: Iterable[Tensor], report: Callable[[int], None] | None = None
+) -> float:
     """Mean over images of the PSNR of their reconstruction, in dB.
 
     Args:
         tokenizer: In evaluation mode.
         batches: Images (B, 3, H, W) in [-1, 1].
+        report: Told after every batch how many images are done.
 
     Raises:
         ValueError: If there is no image.
     """
-    found = [psnr(images, tokenizer.decode(tokenizer.encode(images))) for images in batches]
+    found: list[float] = []
+    for images in batches:
+        found += psnr(images, tokenizer.decode(tokenizer.encode(images))).tolist()
+        if report is not None:
+            report(len(found))
     if not found:
         raise ValueError("there are no images to reconstruct; give at least one batch.")
-    return torch.cat(found).double().mean().item()
+    return sum(found) / len(found)

@@ -85,8 +85,8 @@ class Head(nn.Module, ABC):
 
     def check_options(self, options: SamplingOptions) -> None:
         """Raises ValueError, naming the option, if one is set that this head does not honour."""
-        for name in options.model_fields_set - set(self.options):
-            if getattr(options, name) is not None:
+        for name, field in SamplingOptions.model_fields.items():
+            if name not in self.options and getattr(options, name) != field.default:
                 raise ValueError(f"{name} is not an option of {type(self).__name__}; remove it. It has {self.options}.")
 
 

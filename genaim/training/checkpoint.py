@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -31,17 +32,25 @@ def save_checkpoint(
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        ValueError: If it cannot be written; nothing of it remains.
     """
     root = run / "checkpoints"
     final, temporary = root / f"step-{step:08d}", root / f".tmp-{step:08d}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for stem, named in tensors.items():
-        path = temporary / f"{stem}.safetensors"
-        save_file({k: v.detach().cpu().contiguous() for k, v in named.items()}, path)
-        _sync(path)
-    (temporary / "state.json").write_text(json.dumps({**state, "step": step}))
-    _sync(temporary / "state.json")
+    try:
+        for stem, named in tensors.items():
+            path = temporary / f"{stem}.safetensors"
+            save_file({k: v.detach().cpu().contiguous() for k, v in named.items()}, path)
+            _sync(path)
+        (temporary / "state.json").write_text(json.dumps({**state, "step": step}))
+        _sync(temporary / "state.json")
+    except (OSError, SafetensorError) as error:  # a full disk, as a rule
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{final} cannot be written ({reason}); the checkpoint before it is kept.") from None
     if final.exists():
         shutil.rmtree(final)
     os.replace(temporary, final)

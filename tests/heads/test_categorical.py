@@ -84,3 +84,15 @@ def test_truncation() -> None:
 def test_options_out_of_range_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         SamplingOptions(**options)
+
+
+def test_a_head_refuses_options_that_it_lacks() -> None:
+    class Greedy(CategoricalHead):
+        options = ()
+
+    head = Greedy(CategoricalHeadConfig(width=8, num_codes=6))
+    head.check_options(SamplingOptions(temperature=1.0))
+    with pytest.raises(ValueError, match="top_k is not an option of Greedy; remove it"):
+        head.check_options(SamplingOptions(top_k=3))
+    with pytest.raises(ValueError, match="temperature is not an option"):
+        head.check_options(SamplingOptions(temperature=0.5))

@@ -195,3 +195,22 @@ def test_validation_reports_scales_and_pictures(root: Path) -> None:
     sizes = [1, 4, 16]
     mean = sum(size * figures[f"val/scale_{k + 1}"] for k, size in enumerate(sizes)) / sum(sizes)
     assert figures["val/loss"] == pytest.approx(mean, rel=1e-4)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import genaim.training.checkpoint as checkpoint
+
+    save_file, saved = checkpoint.save_file, []
+
+    def full(tensors: Any, path: Path) -> None:
+        saved.append(path)
+        if len(saved) > 4:  # in the middle of the second checkpoint
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(ValueError, match=r"step-00000004 cannot be written .*No space left.*is kept") as error:
+        start(recipe(root, "tokenizer"))
+    assert "\n" not in str(error.value)
+    folder = root / "runs" / "tokenizer" / "checkpoints"
+    assert [p.name for p in folder.iterdir()] == ["step-00000002"]

@@ -1,0 +1,162 @@
+"""The command ``genaim``: its arguments. Every command imports what it needs when it runs, so that help is instant."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from apps.errors import guarded
+
+app = typer.Typer(
+    name="genaim",
+    help="Autoregressive image generation: train models, and sample images from them.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DEFAULT_MODEL = "emoji-var"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits: 0 done, 2 bad input, 130 interrupted, 143 terminated, 1 a bug."""
+    raise SystemExit(guarded(lambda: app(arguments, prog_name="genaim", standalone_mode=False)))
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    if version:
+        import genaim
+
+        print(f"genaim {genaim.__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def sample(
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Option(metavar="NAME|FOLDER", help="Bundled model, model folder or run folder.")
+    ] = DEFAULT_MODEL,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAMES", help="Classes by name or number: 'a,b', or given again. Default: all classes in turn."
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="Number of images.")] = 16,
+    seed: Annotated[int, typer.Option(help="Image i of a seed is always the same picture.")] = 0,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off. Default: the model's.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Below 1 prefers likely tokens. Default: the model's.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Draw among the k likeliest codes; 0 is off. Default: the model's.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw among the likeliest codes of this total; 1 is off. Default: the model's.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images computed together.")] = 16,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(metavar="NAME", help="auto, float32 or bfloat16; auto takes the faster.")
+    ] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder to write. Default: samples/MODEL-seedSEED.")
+    ] = None,
+    from_record: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Repeat the run of a record.json; takes --device, --dtype and --out only."),
+    ] = None,
+) -> None:
+    """Generate images: numbered PNG files, a contact sheet, and a record that repeats the run."""
+    from dataclasses import replace
+
+    from apps.folders import read_record
+    from apps.request import SampleRequest, read_request
+    from apps.sample import compared, sample
+
+    request = SampleRequest(
+        model, tuple(classes or ()), count, seed, guidance, temperature, top_k, top_p, batch_size, device, dtype
+    )
+    record = None
+    if from_record is not None:
+        given = _given(context)
+        if given - {"from_record", "device", "dtype", "out"}:
+            name = min(given - {"from_record", "device", "dtype", "out"})
+            raise ValueError(f"--from-record takes '{name}' from the record; leave that option out.")
+        record = read_record(from_record)
+        elsewhere = {name: context.params[name] for name in given & {"device", "dtype"}}
+        request = replace(read_request(from_record), **elsewhere)
+    folder = sample(request, out)
+    if record is not None:
+        print(compared(folder, record))
+    print(f"{request.count} image{'s' * (request.count != 1)}, sheet.png and record.json in {folder}")
+    print(folder / "sheet.png")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="Recipe by name or file. Without it: a list of recipes.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Changes of the recipe, such as optimizer.lr=1e-4."),
+    ] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="Show every key, its value and its meaning, and stop.")] = False,
+) -> None:
+    """Train a tokenizer or a generator from images. The same command again continues where it stopped."""
+    if keys:
+        from apps.describe import show_keys
+
+        show_keys(recipe, overrides or ())
+    elif recipe is None:
+        from apps.describe import show_recipes
+
+        show_recipes()
+    else:
+        from apps.train import train
+
+        train(recipe, overrides or ())
+
+
+@app.command()
+def models() -> None:
+    """List the models that can be sampled, and the recipes that train them."""
+    from apps.describe import show_models, show_recipes
+
+    show_models()
+    show_recipes()
+
+
+@app.command()
+def info(model: Annotated[str, typer.Argument(help="Bundled model, model folder or run folder.")]) -> None:
+    """Show what a model is made of: sizes, classes, tokenizer, sampling defaults, config."""
+    from apps.describe import show_info
+
+    show_info(model)
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Option(metavar="NAME|FOLDER", help="Model to sample.")] = DEFAULT_MODEL,
+    repeats: Annotated[int, typer.Option(help="Runs of each; the fastest counts.", min=1)] = 3,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the figures to this file.")] = None,
+) -> None:
+    """Time start-up and sampling on this machine."""
+    from apps.bench import bench
+
+    bench(model, repeats, json)
+
+
+def _given(context: typer.Context) -> set[str]:
+    """Names of the options on the command line."""
+    source: Any = context.get_parameter_source
+    return {name for name in context.params if getattr(source(name), "name", "") == "COMMANDLINE"}
+
+
+if __name__ == "__main__":
+    main()

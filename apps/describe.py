@@ -1,0 +1,209 @@
+"""`genaim models`, `genaim info` and the keys of recipes: what there is, told in tables."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from genaim.config import find_recipe, load_config, recipes
+from genaim.models import GenerativeModel
+from genaim.pretrained import bundled, find, load_generator, load_tokenizer
+from genaim.pretrained.store import read_config
+from genaim.tokenizers import Tokenizer
+from genaim.training.config import GeneratorRunConfig, TokenizerRunConfig, parse_run
+
+CARD = "README.md"
+PIPE_WIDTH = 160
+
+
+def show_models() -> None:
+    """Prints a table of the bundled models."""
+    table = Table(title="Bundled models", title_justify="left", box=None, pad_edge=False)
+    for heading in ("name", "kind", "image", "classes", "parameters", "on disk", "licence"):
+        table.add_column(heading, no_wrap=heading == "name")
+    for name, folder in bundled().items():
+        model = load(name)
+        classes = model.config.num_classes if isinstance(model, GenerativeModel) else ""
+        kind, side = kind_of(model), tokenizer_of(model).image_size
+        size = f"{disk_size(folder) / 1e6:.1f} MB"
+        table.add_row(name, kind, f"{side}x{side}", str(classes), millions(model), size, licence(folder) or "")
+    if table.row_count:
+        console().print(table)
+        print("\nsample one:  genaim sample --model NAME        more of it:  genaim info NAME\n")
+    else:
+        print("No model is bundled with this installation; train one of the recipes.\n")
+
+
+def show_recipes() -> None:
+    """Prints a table of the recipes."""
+    table = Table(title="Recipes", title_justify="left", box=None, pad_edge=False)
+    for heading in ("name", "trains a", "about"):
+        table.add_column(heading, no_wrap=heading != "about")
+    for name, path in recipes().items():
+        kind = yaml.safe_load(path.read_text()).get("kind", "")
+        table.add_row(name, kind, first_comment(path))
+    console().print(table)
+    print("\ntrain one:   genaim train NAME [key=value ...]  its keys:    genaim train NAME --keys")
+
+
+def show_info(name: str) -> None:
+    """Prints what a model is made of.
+
+    Raises:
+        ValueError: If it cannot be found or read.
+    """
+    folder = find(name)
+    model = load(name)
+    tokenizer = tokenizer_of(model)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    rows: dict[str, str] = {"model": f"{name}, {kind_of(model)}", "folder": str(folder)}
+    rows["images"] = f"{tokenizer.image_size}x{tokenizer.image_size}, {tokenizer.num_tokens} tokens each"
+    rows["parameters"] = f"{millions(model)}: " + ", ".join(
+        f"{part} {millions(module)}"
+        for part, module in model.named_children()
+        if any(True for _ in module.parameters())
+    )
+    if isinstance(model, GenerativeModel):
+        rows["classes"] = class_list(model)
+        sampling = model.config.sampling.model_dump().items()
+        rows["sampling"] = ", ".join(f"{k} {'off' if v is None else f'{v:g}'}" for k, v in sampling)
+        rows["config"] = as_yaml(model.config)
+    rows["tokenizer"] = as_yaml(tokenizer.config)
+    if (folder / CARD).is_file():
+        rows["card"] = str(folder / CARD)
+        rows["licence"] = licence(folder) or "not in the card"
+    for heading, text in rows.items():
+        table.add_row(heading, text)
+    console().print(table, markup=False)
+
+
+def show_keys(recipe: str | None, overrides: Sequence[str]) -> None:
+    """Prints every key of a recipe, or of all kinds of recipes, with its value and meaning.
+
+    Raises:
+        ValueError: If the recipe cannot be used.
+    """
+    if recipe is not None:
+        config = parse_run(load_config(find_recipe(recipe), overrides), recipe)
+        print_keys(type(config), config.model_dump(mode="json"))
+        return
+    for cls in (TokenizerRunConfig, GeneratorRunConfig):
+        print(f"# {cls.__doc__}\n")
+        print_keys(cls, None)
+
+
+def print_keys(cls: type[BaseModel], values: dict[str, Any] | None) -> None:
+    """Prints the keys of a config class; with ``values`` those of a recipe, else the defaults."""
+    for key, text, meaning in config_keys(cls, values):
+        print(f"{key} = {text}\n    {meaning}")
+
+
+def config_keys(cls: type[BaseModel], values: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Dotted keys of a config class in order, each with its value and choices, and its meaning."""
+    values = values[0] if isinstance(values, list) and values else values
+    for name, field in cls.model_fields.items():
+        inner = model_in(field.annotation)
+        value = values.get(name) if isinstance(values, dict) else None
+        if inner is not None:
+            yield from config_keys(inner, value, f"{prefix}{name}.")
+            continue
+        if not isinstance(values, dict):
+            value = "(required)" if field.is_required() else field.get_default(call_default_factory=True)
+        choices = " | ".join(choices_in(field.annotation))
+        meaning = " ".join((field.description or "").split())
+        yield f"{prefix}{name}", in_yaml(value), meaning + (f" [{choices}]" if choices else "")
+
+
+# Parts
+
+
+def load(name: str) -> GenerativeModel | Tokenizer:
+    """A generator or tokenizer, by bundled name or folder."""
+    return load_tokenizer(name) if read_config(find(name))["kind"] == "tokenizer" else load_generator(name)
+
+
+def tokenizer_of(model: GenerativeModel | Tokenizer) -> Tokenizer:
+    """The tokenizer of a model, which may be it."""
+    return model.tokenizer if isinstance(model, GenerativeModel) else model
+
+
+def kind_of(model: GenerativeModel | Tokenizer) -> str:
+    """Such as ``var`` or ``multiscale_vq tokenizer``."""
+    kind: str = getattr(model.config, "kind", type(model).__name__)
+    return kind if isinstance(model, GenerativeModel) else f"{kind} tokenizer"
+
+
+def class_list(model: GenerativeModel, most: int = 20) -> str:
+    """Number of classes, and the names of the first: ``3: 0 cat, 1 dog, 2 fish``."""
+    names = [f"{i} {name}" for i, name in enumerate(model.config.class_names or ())]
+    shown = names if len(names) <= most else [*names[:most], "...", names[-1]]
+    return f"{model.config.num_classes or 'none'}" + (f": {', '.join(shown)}" if shown else "")
+
+
+def millions(module: nn.Module) -> str:
+    """Number of parameters."""
+    number = sum(p.numel() for p in module.parameters())
+    return f"{number / 1e6:.2f}M" if number >= 1e5 else f"{number:,}"
+
+
+def disk_size(folder: Path) -> int:
+    """Bytes of a model folder's weights."""
+    return sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
+
+
+def licence(folder: Path) -> str | None:
+    """The licence that the front matter of a model card names."""
+    card = folder / CARD
+    parts = card.read_text().split("---", 2) if card.is_file() else []
+    if len(parts) < 3 or parts[0].strip():
+        return None
+    head = yaml.safe_load(parts[1])
+    return str(head["license"]) if isinstance(head, dict) and "license" in head else None
+
+
+def first_comment(path: Path) -> str:
+    """The first line of a recipe's head."""
+    line = path.read_text().partition("\n")[0]
+    return line.lstrip("# ").rstrip() if line.startswith("#") else ""
+
+
+def as_yaml(config: BaseModel) -> str:
+    """A config as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100).rstrip()
+
+
+def in_yaml(value: Any) -> str:
+    """A value as it would be written after ``key=``."""
+    plain = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
+
+
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """The config class inside an annotation such as ``list[SourceConfig]``."""
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        return annotation if issubclass(annotation, BaseModel) else None
+    return next((found for a in get_args(annotation) if (found := model_in(a)) is not None), None)
+
+
+def choices_in(annotation: Any) -> list[str]:
+    """The literal values that a field takes, where nothing else fits."""
+    if get_origin(annotation) is Literal:
+        return [in_yaml(a) for a in get_args(annotation)]
+    if get_origin(annotation) in (Union, UnionType):
+        parts = [["null"] if a is NoneType else choices_in(a) for a in get_args(annotation)]
+        return [choice for part in parts for choice in part] if all(parts) else []
+    return []
+
+
+def console() -> Console:
+    """Standard output; wide when piped, so that rows stay lines."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)

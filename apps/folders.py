@@ -1,0 +1,102 @@
+"""Folders of results: written whole or not at all, and never over files that are not our own."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+RECORD = "record.json"
+RECORD_FORMAT = "genaim sample 1"
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record that `genaim sample` wrote.
+
+    Raises:
+        ValueError: If the file is something else.
+    """
+    try:
+        record = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        record = None
+    if not isinstance(record, dict) or record.get("format") != RECORD_FORMAT:
+        raise ValueError(f"'{path}' is not a record of genaim sample; give the record.json of a folder that it wrote.")
+    return record
+
+
+def check_replaceable(folder: Path) -> None:
+    """Makes sure that writing ``folder`` anew loses nothing: it is absent, empty, or as a sampling left it.
+
+    Raises:
+        ValueError: If it holds anything else.
+    """
+    if not folder.exists() and not folder.is_symlink():
+        return
+    advice = "choose another --out"
+    if not folder.is_dir() or folder.is_symlink():
+        raise ValueError(f"'{folder}' is not a plain folder; {advice}.")
+    found = sorted(folder.iterdir())
+    if not found:
+        return
+    if not (folder / RECORD).is_file():
+        raise ValueError(f"folder '{folder}' holds other files, such as '{found[0].name}'; {advice}, or empty it.")
+    files = read_record(folder / RECORD).get("files", {})
+    for path in found:
+        if path.name == RECORD:
+            continue
+        if not path.is_file() or path.name not in files:
+            raise ValueError(f"folder '{folder}' holds a file of yours, '{path.name}'; {advice}, or move the file.")
+        if hash_file(path) != files[path.name]:
+            raise ValueError(f"'{path}' was changed since it was sampled; {advice}, or move the file.")
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside ``folder`` and puts it in its place at the end; on any error nothing remains.
+
+    Raises:
+        OSError: With the name of ``folder``, also where the system names no file (a full disk).
+    """
+    folder = folder.absolute()
+    made = [p for p in folder.parents if not p.exists()]
+    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        _replace(folder, temporary)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        if (
+            isinstance(error, OSError)
+            and error.errno is not None
+            and str(temporary) in str(error.filename or temporary)
+        ):
+            raise OSError(error.errno, f"{os.strerror(error.errno)}; nothing was written", str(folder)) from error
+        raise
+
+
+def _replace(folder: Path, new: Path) -> None:
+    check_replaceable(folder)  # again: sampling may have taken hours
+    if not folder.exists():
+        os.replace(new, folder)
+        return
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except OSError:
+        os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

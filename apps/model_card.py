@@ -1,0 +1,206 @@
+"""Model cards of bundled models: where they come from, how good they are, and pictures of them."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from apps.describe import CARD, disk_size, kind_of, millions, tokenizer_of
+from apps.provenance import (
+    DataSource,
+    command,
+    counted,
+    data_source,
+    describe_split,
+    located,
+    read_metrics,
+    this_machine,
+    training_seconds,
+    whole_split,
+)
+from apps.request import Settings
+from apps.sample import draw
+from genaim.data import DataConfig, image_to_tensor
+from genaim.data.grid import contact_sheet
+from genaim.evaluation.neighbours import nearest_neighbours
+from genaim.evaluation.reconstruction import bicubic_round_trip, psnr, reconstruction_psnr
+from genaim.models import GenerativeModel
+from genaim.pretrained.store import run_weights
+from genaim.tokenizers import Tokenizer
+from genaim.training.config import GeneratorRunConfig, TokenizerRunConfig
+from genaim.training.progress import Progress
+
+GRID_ROWS = 6
+NUM_NEIGHBOURS = 3
+SHOWN = 16
+BATCH_SIZE = 32
+ENLARGED_SIDE = 64  # smaller images are enlarged to about this many pixels
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from."""
+
+    run: Path
+    config: TokenizerRunConfig | GeneratorRunConfig
+    recipe: str
+    hardware: str | None
+    """None is this machine."""
+    minutes: float | None
+    """Training time; None is taken from the metrics."""
+    notes: str
+
+
+def write_card(
+    folder: Path,
+    name: str,
+    model: GenerativeModel | Tokenizer,
+    origin: Origin,
+    settings: Settings | None,
+    shared_tokenizer: str | None,
+    progress: Progress,
+) -> None:
+    """Measures an exported model and writes its README.md and pictures.
+
+    Args:
+        folder: The exported model.
+        name: Name that it will have.
+        model: The model as read from there.
+        origin: Its run.
+        settings: The sampling of the sample grid, for generators.
+        shared_tokenizer: Name of its tokenizer if that is bundled by itself.
+        progress: Where the course is told.
+
+    Raises:
+        ValueError: If the data are unknown or missing, or the card would name a folder of this machine.
+    """
+    source = data_source(origin.config.data)
+    data = located(origin.config.data)
+    tokenizer = tokenizer_of(model)
+    held_out = torch.cat(list(counted(whole_split(data, "val"), "reading the test split", progress)))
+    sections = [heading(name, model, source)]
+    rows = facts(folder, model, origin, shared_tokenizer) | reconstruction_facts(tokenizer, held_out, progress)
+    table = "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
+    if isinstance(model, GenerativeModel):
+        assert settings is not None
+        drawn = draw(model, settings, torch.float32, progress)
+        samples = torch.stack([image_to_tensor(picture, tokenizer.image_size) for picture in drawn])
+        sections += [sample_section(folder, name, samples, settings), table]
+        if source.may_be_shown:
+            sections.append(neighbour_section(folder, samples[:SHOWN], held_out, data, progress))
+    else:
+        sections.append(table)
+        if source.may_be_shown:
+            sections.append(reconstruction_section(folder, tokenizer, held_out[:SHOWN]))
+    sections += [origin.notes.strip()] if origin.notes.strip() else []
+    text = "\n\n".join(sections) + "\n"
+    leaked = re.search(r"(?<![\w./:])(/(?:home|root|work|tmp|mnt|Users)/[^\s`)]*)", text)
+    if leaked:
+        raise ValueError(
+            f"the card would name '{leaked[1]}', a path of this machine; check the run's recipe and --notes."
+        )
+    (folder / CARD).write_text(text)
+
+
+# Sections
+
+
+def heading(name: str, model: GenerativeModel | Tokenizer, source: DataSource) -> str:
+    """Front matter, title and first words."""
+    side = tokenizer_of(model).image_size
+    what = f"A {kind_of(model)} of {side}x{side} images"
+    if isinstance(model, GenerativeModel) and model.config.num_classes:
+        names = ", ".join(model.config.class_names or ())
+        what += f" in {model.config.num_classes} classes" + (f": {names}" if names else "")
+    matter = f"---\nlicense: {source.licence.lower()}\nlibrary_name: genaim\n---"
+    return f"{matter}\n\n# {name}\n\n{what}.\n\nTrained on {source.text} ({source.licence}); under the same licence."
+
+
+def sample_section(folder: Path, name: str, images: Tensor, settings: Settings) -> str:
+    """The sample grid."""
+    save_sheet(images, len(images) // GRID_ROWS, folder / "samples.png")
+    options = {"guidance": settings["guidance_scale"], **settings["options"]}
+    words = ", ".join(f"{key} {'off' if value is None else f'{value:g}'}" for key, value in options.items())
+    command = f"genaim sample --model {name} -n {len(images)} --seed {settings['seed']} --dtype float32"
+    return (
+        f"![Samples](samples.png)\n\nSamples of these weights, not selected: the classes in turn, seed "
+        f"{settings['seed']}, default settings ({words}).\n\n    {command}"
+    )
+
+
+def facts(
+    folder: Path, model: GenerativeModel | Tokenizer, origin: Origin, shared_tokenizer: str | None
+) -> dict[str, str]:
+    """Rows about weights and training."""
+    config, metrics = origin.config, read_metrics(origin.run / "metrics.jsonl")
+    step = int(run_weights(origin.run)[0].parent.name.removeprefix("step-"))
+    rest = f", of which {millions(tokenizer_of(model))} in the tokenizer" if config.kind == "generator" else ""
+    own = "" if shared_tokenizer is None else f", and the shared tokenizer [{shared_tokenizer}](../{shared_tokenizer})"
+    short = "" if step == config.steps else f" (of {config.steps:,} planned)"
+    rows = {
+        "parameters": millions(model) + rest,
+        "size": f"{disk_size(folder) / 1e6:.2f} MB of weights{own}",
+        "recipe": f"`{command(config, origin.recipe)}`",
+        "training": f"{step:,} steps{short} of {config.batch_size} images; weights averaged by {config.ema_decay:g}",
+        "hardware": origin.hardware or this_machine(),
+    }
+    seconds = training_seconds(metrics, config.batch_size)
+    minutes = origin.minutes if origin.minutes is not None or seconds is None else seconds / 60
+    if minutes is not None:
+        rows["training time"] = f"about {minutes:.0f} minutes"
+    validated = [row for row in metrics if "val/loss" in row and row["step"] <= step]
+    if validated:
+        unit = "nats per token" if config.kind == "generator" else "weighted sum of the recipe's terms"
+        loss, at = validated[-1]["val/loss"], validated[-1]["step"]
+        rows["validation loss"] = f"{loss:.4f} {unit}, after step {at:.0f}; {describe_split(config.data)}"
+    return rows
+
+
+def reconstruction_facts(tokenizer: Tokenizer, held_out: Tensor, progress: Progress) -> dict[str, str]:
+    """Rows about what the tokenizer keeps of the held-out images (M, 3, H, W)."""
+    side = getattr(tokenizer, "patch_nums", [tokenizer.image_size])[-1]
+    simple = psnr(held_out, bicubic_round_trip(held_out, side)).mean().item()
+    progress.start("reconstructing the test split", 0, len(held_out))
+    value = reconstruction_psnr(
+        tokenizer, held_out.split(BATCH_SIZE), lambda done: progress.advance(min(done, len(held_out)), {})
+    )
+    progress.stop()
+    return {
+        "tokenizer PSNR": f"{value:.2f} dB, mean over the {len(held_out):,} images of the test split, from these "
+        f"weights (for comparison, bicubic through {side}x{side} pixels: {simple:.2f} dB)"
+    }
+
+
+def reconstruction_section(folder: Path, tokenizer: Tokenizer, images: Tensor) -> str:
+    """Held-out images above their reconstructions."""
+    with torch.no_grad():
+        reconstructions = tokenizer.decode(tokenizer.encode(images))
+    rows = zip(images.split(8), reconstructions.split(8), strict=True)
+    save_sheet(torch.cat([half for pair in rows for half in pair]), 8, folder / "reconstructions.png")
+    return "![Reconstructions](reconstructions.png)\n\nImages of the test split above their reconstructions."
+
+
+def neighbour_section(folder: Path, samples: Tensor, held_out: Tensor, data: DataConfig, progress: Progress) -> str:
+    """Samples beside their nearest training images, and how far held-out images are from theirs."""
+    candidates = counted(whole_split(data, "train"), "searching the training images", progress)
+    found = nearest_neighbours(torch.cat([samples, held_out]), candidates, NUM_NEIGHBOURS, mirrored=data.flip)
+    shown = torch.cat([samples[:, None], found.images[: len(samples)]], dim=1).flatten(0, 1)
+    save_sheet(shown, 2 * (1 + NUM_NEIGHBOURS), folder / "neighbours.png")
+    own, unseen = found.distances[:, 0].split([len(samples), len(held_out)])
+    each = ", ".join(f"{value:.1f}" for value in own.tolist())
+    mirrored = ", mirrored ones included" if data.flip else ""
+    return (
+        "![Nearest training images](neighbours.png)\n\n"
+        f"Memory or new: the first {len(samples)} samples (columns 1 and {2 + NUM_NEIGHBOURS}), each with its "
+        f"{NUM_NEIGHBOURS} nearest training images{mirrored}, by the L2 distance of pixels. Distances of the nearest, "
+        f"as root mean square of the differences in 8-bit levels: {each}; median {own.median().item():.1f}. For "
+        f"comparison, the {len(unseen)} images of the test split, which the model has not seen: median "
+        f"{unseen.median().item():.1f}."
+    )
+
+
+def save_sheet(images: Tensor, columns: int, path: Path) -> None:
+    """Writes a contact sheet, small images enlarged."""
+    contact_sheet(images, columns=columns, scale=max(1, ENLARGED_SIDE // images.shape[-1])).save(path, optimize=True)

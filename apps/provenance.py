@@ -1,0 +1,165 @@
+"""Where a bundled model comes from: its data, its recipe, and what the run's records tell."""
+
+import json
+import os
+import platform
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from apps.describe import in_yaml
+from genaim.config import data_root, find_recipe, load_config, nearest
+from genaim.data import DataConfig, ImageDataset, SourceConfig, build_dataset, eval_batches
+from genaim.training.config import GeneratorRunConfig, TokenizerRunConfig, parse_run
+from genaim.training.progress import Progress
+
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """What a card says of the training data."""
+
+    text: str
+    """Name, maker and address, in Markdown."""
+    licence: str
+    """SPDX identifier."""
+    may_be_shown: bool
+    """Whether its pictures may appear in the card."""
+
+
+SOURCES = {
+    "noto_emoji": DataSource(
+        "[Noto emoji](https://github.com/googlefonts/noto-emoji), Google; names and groups from Unicode 15",
+        "Apache-2.0",
+        True,
+    ),
+    "mnist": DataSource("[MNIST](http://yann.lecun.com/exdb/mnist/), LeCun et al.", "CC-BY-SA-3.0", False),
+}
+"""By the name of the data's folder."""
+
+
+def data_source(data: DataConfig) -> DataSource:
+    """What is known of the training data.
+
+    Raises:
+        ValueError: If it is not one known data set.
+    """
+    names = {Path(source.path).name for source in data.train}
+    unknown = sorted(names - SOURCES.keys())
+    if unknown or len(names) != 1:
+        name = unknown[0] if unknown else " and ".join(sorted(names))
+        raise ValueError(f"the licence of data '{name}' is not known; {nearest(name, SOURCES)}. Add it to SOURCES.")
+    return SOURCES[names.pop()]
+
+
+def located(data: DataConfig) -> DataConfig:
+    """The data of a run; where their folder is not on this machine, the one of that name in `data_root`."""
+
+    def find(source: SourceConfig) -> SourceConfig:
+        root = data_root()
+        if Path(source.path).exists() or root is None:
+            return source
+        return source.model_copy(update={"path": str(root / Path(source.path).name)})
+
+    return data.model_copy(update={"train": [find(s) for s in data.train], "val": [find(s) for s in data.val]})
+
+
+def whole_split(data: DataConfig, part: str) -> ImageDataset:
+    """A part of the data without a limit, prepared as for validation.
+
+    Raises:
+        ValueError: If the data are streamed, or there are none.
+    """
+    sources = [source.model_copy(update={"limit": None}) for source in (data.train if part == "train" else data.val)]
+    dataset = build_dataset(data.model_copy(update={"val": sources}), "val")
+    if not isinstance(dataset, ImageDataset):
+        raise ValueError("a card reads data in any order, and tar or streamed data cannot be; use parquet or a folder.")
+    return dataset
+
+
+def counted(dataset: ImageDataset, what: str, progress: Progress) -> Iterator[Tensor]:
+    """The images of a data set in batches, with progress."""
+    progress.start(what, 0, len(dataset))
+    done = 0
+    for batch in eval_batches(dataset, BATCH_SIZE):
+        assert batch.images is not None
+        yield batch.images
+        done += len(batch)
+        progress.advance(done, {})
+    progress.stop()
+
+
+def command(config: TokenizerRunConfig | GeneratorRunConfig, recipe: str) -> str:
+    """The command that repeats a run: its recipe, and the keys that differ from it.
+
+    Raises:
+        ValueError: If there is no such recipe.
+    """
+    committed = parse_run(load_config(find_recipe(recipe)), recipe)
+    now, then = flat(portable(config)), flat(portable(committed))
+    changed = [f"{key}={in_yaml(value)}" for key, value in now.items() if value != then.get(key)]
+    return shlex.join(["genaim", "train", recipe, *changed])
+
+
+def portable(config: TokenizerRunConfig | GeneratorRunConfig) -> dict[str, Any]:
+    """A recipe without what does not change the weights, and without this machine's folders."""
+    plain = config.model_dump(mode="json")
+    for key in ("folder", "device", "trackers", "cache_folder", "log_every", "save_every", "validate_every"):
+        plain.pop(key, None)
+    plain["data"].pop("num_workers")
+    if config.kind == "generator":
+        plain.pop("tokenizer")
+        for key in ("num_classes", "class_names"):  # counted in the data
+            plain["model"].pop(key)
+    for part in ("train", "val"):
+        plain["data"][part] = [
+            {
+                **source.model_dump(mode="json", exclude_defaults=True),
+                "path": f"${{GENAIM_DATA}}/{Path(source.path).name}",
+            }
+            for source in getattr(config.data, part)
+        ]
+    return plain
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of the values in nested mappings."""
+    found: dict[str, Any] = {}
+    for key, value in nested.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of a run's metrics; none if there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def training_seconds(metrics: list[dict[str, float]], batch_size: int) -> float | None:
+    """Wall time of a run from its logged speed, which is a mean since the run was started or resumed; None without."""
+    rows = [row for row in metrics if "train/images_per_second" in row]
+    before = [0.0, *(row["step"] for row in rows)]
+    spent = [
+        (row["step"] - first) * batch_size / row["train/images_per_second"]
+        for row, first in zip(rows, before, strict=False)
+    ]
+    return sum(spent) if spent else None
+
+
+def describe_split(data: DataConfig) -> str:
+    """Such as ``first 1,000 images of the test split``."""
+    source = data.val[0]
+    return f"{f'first {source.limit:,}' if source.limit else 'all'} images of the {source.split} split"
+
+
+def this_machine() -> str:
+    """Processor and cores."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else []
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"

@@ -1,0 +1,53 @@
+"""`genaim train`: from a recipe to a run folder."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from apps.errors import Stopped
+from apps.progress import make_progress
+from genaim.config import find_recipe, load_config
+from genaim.core.hardware import pick_device, pick_dtype
+from genaim.pretrained import load_tokenizer, save_model
+from genaim.training.config import GeneratorRunConfig, parse_run
+from genaim.training.run import train as run_training
+from genaim.training.trainer import Interrupted
+from samplers import generate
+
+
+def train(recipe: str, overrides: Sequence[str]) -> None:
+    """Trains a recipe, or goes on where the same command was interrupted.
+
+    Raises:
+        Stopped: After an interruption, with the state saved.
+        ValueError: If the recipe, its data or its tokenizer cannot be used.
+    """
+    path = find_recipe(recipe)
+    config = parse_run(load_config(path, overrides), str(path))
+    tokenizer = load_tokenizer(config.tokenizer) if isinstance(config, GeneratorRunConfig) else None
+    device = pick_device(config.device)
+    dtype = str(pick_dtype(config.dtype, device)).removeprefix("torch.")
+    progress = make_progress()
+    work = f"a {config.kind}, {config.steps} steps of {config.batch_size} images"
+    progress.say(f"{config.name}: training {work}, on {device} in {dtype}")
+    try:
+        folder = run_training(
+            config,
+            progress,
+            tokenizer=tokenizer,
+            store_tokenizer=save_model,
+            sample_fn=lambda model, labels, seed: generate(model, labels, seed=seed),
+        )
+    except Interrupted as interrupted:
+        raise Stopped(f"{interrupted} It was: {shlex.join(['genaim', 'train', recipe, *overrides])}") from None
+    except SafetensorError as error:
+        folder = Path(config.folder) / config.name
+        advice = "the last good checkpoint is kept: make room and run the same command to go on"
+        raise OSError(f"the checkpoints in '{folder}' cannot be written or read ({error}); {advice}.") from None
+    finally:
+        progress.stop()
+    progress.say(f"trained: {folder}")
+    if config.kind == "generator":
+        progress.say(f"look at it with: genaim sample --model {shlex.quote(str(folder))}")

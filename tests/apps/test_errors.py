@@ -1,0 +1,199 @@
+"""Bad input: one line that names it and what is allowed, exit status 2, nothing written."""
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from apps.errors import guarded
+
+
+class RunsCode:
+    """Unpickling this would write a file."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("code-was-run"),))
+
+
+def refused(done, *fragments):
+    """Asserts one line on standard error that holds the fragments, and exit status 2."""
+    assert done.code == 2, (done.code, done.err)
+    assert done.err.count("\n") == 1, done.err
+    assert done.err.startswith("error: ")
+    for fragment in fragments:
+        assert str(fragment) in done.err
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (["sample", "--model", "emoji-vra"], ["'emoji-vra'", "neither bundled nor a folder"]),
+        (["info", "emoji-vra"], ["'emoji-vra'"]),
+        (["bench", "--model", "emoji-vra", "--repeats", "1"], ["'emoji-vra'"]),
+        (["sample", "-n", "0"], ["-n is 0", "1 image or more"]),
+        (["sample", "-n", "many"], ["-n"]),
+        (["sample", "--batch-size", "0"], ["--batch-size is 0", "1 or more"]),
+        (["sample", "--guidance", "nan"], ["--guidance is nan", "finite"]),
+        (["sample", "--device", "tpu"], ["'tpu'", "auto, cpu, cuda or mps"]),
+        (["sample", "--dtype", "float16"], ["'float16'", "float32 or bfloat16"]),
+        (["sample", "--gidance", "2"], ["--gidance", "--guidance"]),
+        (["sample", "--from-record", "missing.json"], ["missing.json", "No such file"]),
+        (["sample", "--from-record", "missing.json", "--seed", "1"], ["'seed'", "leave that option out"]),
+        (["smaple"], ["smaple", "sample"]),
+        (["train", "emoji-vp"], ["'emoji-vp'", "did you mean 'emoji-v"]),
+        (["train", "emoji-vp", "--keys"], ["'emoji-vp'"]),
+    ],
+)
+def test_wrong_arguments(genaim, arguments, fragments):
+    refused(genaim(*arguments), *fragments)
+
+
+@pytest.mark.parametrize(
+    ("options", "fragments"),
+    [
+        (["--classes", "kat"], ["unknown class 'kat'", "did you mean 'Cat'?", "numbers 0 to 2"]),
+        (["--classes", "3"], ["unknown class '3'", "numbers 0 to 2"]),
+        (["--classes", "-1"], ["unknown class '-1'"]),
+        (["--classes", "cat,"], ["unknown class ''"]),
+        (["--temperature", "-1"], ["temperature must be 0 or more", "-1"]),
+        (["--top-k", "-5"], ["top_k must be 1 or more", "-5"]),
+        (["--top-p", "1.5"], ["top_p must be in (0, 1]", "1.5"]),
+        (["--out", "/dev/null/out"], ["/dev/null", "Not a directory"]),
+    ],
+)
+def test_wrong_sampling_options(genaim, model, options, fragments):
+    refused(genaim("sample", "--model", model, *options), *fragments)
+
+
+@pytest.mark.parametrize(
+    ("options", "fragments"), [(["--classes", "cat"], ["has no classes"]), (["--guidance", "2"], ["needs classes"])]
+)
+def test_an_unconditional_model_takes_no_classes(genaim, unconditional, options, fragments):
+    refused(genaim("sample", "--model", unconditional, *options), *fragments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu(genaim, model, recipe):
+    refused(genaim("sample", "--model", model, "--device", "cuda"), "'cuda' is not available", "cpu")
+    refused(genaim("train", recipe, "device=cuda"), "'cuda' is not available", "cpu")
+
+
+@pytest.mark.parametrize(
+    "case", ["empty", "truncated", "lost", "other shapes", "foreign", "not json", "run", "no weights"]
+)
+@pytest.mark.parametrize("command", [["sample", "--model"], ["info"]])
+def test_an_unreadable_or_foreign_model(genaim, model, tmp_path, case, command):
+    folder = tmp_path / "broken"
+    shutil.copytree(model, folder)
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    names = folder
+    if case == "empty":
+        shutil.rmtree(folder)
+        folder.mkdir()
+    elif case == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+        names = weights
+    elif case == "lost":
+        weights.unlink()
+        names = weights
+    elif case == "other shapes":
+        shutil.copy(folder / "tokenizer" / "model.safetensors", weights)
+    elif case == "foreign":
+        config.write_text(json.dumps({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}))
+        names = config
+    elif case == "not json":
+        config.write_bytes(b"\x89PNG\r\n")
+        names = config
+    elif case == "run":
+        config.unlink()
+        (folder / "config.yaml").write_text("- someone\n- else\n")
+        names = folder / "config.yaml"
+    else:
+        (folder / "tokenizer" / "model.safetensors").write_bytes(b"")
+        names = folder / "tokenizer" / "model.safetensors"
+    refused(genaim(*command, folder), names)
+
+
+def test_a_pickle_is_refused_and_not_run(genaim, tmp_path):
+    torch.save(RunsCode(), tmp_path / "model.pth")
+    refused(genaim("sample", "--model", tmp_path / "model.pth"), tmp_path / "model.pth", "model folder")
+
+
+def test_a_tokenizer_cannot_be_sampled(genaim, model):
+    refused(genaim("sample", "--model", model / "tokenizer"), "is a tokenizer, which cannot generate")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fragments"),
+    [
+        (["stepz=5"], ["unknown key 'stepz'", "did you mean 'steps'?"]),
+        (["optimizer.lr_=1"], ["unknown key 'optimizer.lr_'", "did you mean 'lr'?"]),
+        (["steps=few"], ["'steps'", "few"]),
+        (["steps=0"], ["'steps'", "greater than 0"]),
+        (["steps"], ["'steps'", "key=value"]),
+        (["data=[1"], ["data=[1", "not valid YAML"]),
+        (["kind=picture"], ["'kind' is 'picture'", "tokenizer"]),
+        (["kind=tokeniser"], ["did you mean 'tokenizer'?"]),
+        (["tokenizer.patch_nums=[1,2,3]"], ["patch_nums ends at 3", "data.image_size is 8"]),
+        (["tokenizer.patch_nums=[4,2]"], ["patch_nums [4, 2]"]),
+        (["data.train.path=nowhere"], ["'nowhere' does not exist"]),
+    ],
+)
+def test_wrong_recipes(genaim, recipe, overrides, fragments):
+    refused(genaim("train", recipe, *overrides), *fragments)
+
+
+def test_a_recipe_that_is_not_yaml(genaim, tmp_path):
+    (tmp_path / "broken.yaml").write_text("steps: [1\n")
+    refused(genaim("train", tmp_path / "broken.yaml"), "broken.yaml", "not valid YAML")
+
+
+def test_an_empty_folder_of_images(genaim, recipe, tmp_path):
+    (tmp_path / "none").mkdir()
+    done = genaim("train", recipe, f"data.train.path={tmp_path / 'none'}")
+    assert done.code == 2
+    assert done.err.count("\n") == 1
+    assert "holds no images" in done.err
+    assert list(Path().iterdir()) == []
+
+
+def raising(error):
+    def command():
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ValueError("two\nlines"), 2, "error: two lines"),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "x.png"),
+            2,
+            "error: 'x.png': No such file or directory",
+        ),
+        (SafetensorError("I/O error: No space left on device"), 2, "error: I/O error: No space left on device"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            2,
+            "error: the machine's memory is full; use a smaller batch size.",
+        ),
+        (KeyError("x"), 1, "error: internal error, KeyError: 'x' (GENAIM_TRACEBACK=1 shows where; please report it)"),
+    ],
+)
+def test_every_error_is_one_line(capsys, monkeypatch, error, code, line):
+    monkeypatch.delenv("GENAIM_TRACEBACK", raising=False)
+    assert guarded(raising(error)) == code
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_the_traceback_is_there_when_wanted(monkeypatch):
+    monkeypatch.setenv("GENAIM_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        guarded(raising(KeyError("x")))
