@@ -110,7 +110,7 @@ def write_card(
 def heading(name: str, model: GenerativeModel | Tokenizer, source: DataSource) -> str:
     """Front matter, title and first words."""
     side = tokenizer_of(model).image_size
-    what = f"A {kind_of(model)} of {side}x{side} images"
+    what = f"A {kind_of(model)}{' model' * isinstance(model, GenerativeModel)} of {side}x{side} images"
     if isinstance(model, GenerativeModel) and model.config.num_classes:
         names = ", ".join(model.config.class_names or ())
         what += f" in {model.config.num_classes} classes" + (f": {names}" if names else "")
@@ -134,8 +134,9 @@ def facts(
     folder: Path, model: GenerativeModel | Tokenizer, origin: Origin, shared_tokenizer: str | None
 ) -> dict[str, str]:
     """Rows about weights and training."""
-    config, metrics = origin.config, read_metrics(origin.run / "metrics.jsonl")
+    config = origin.config
     step = int(run_weights(origin.run)[0].parent.name.removeprefix("step-"))
+    metrics = [row for row in read_metrics(origin.run / "metrics.jsonl") if row["step"] <= step]
     rest = f", of which {millions(tokenizer_of(model))} in the tokenizer" if config.kind == "generator" else ""
     own = "" if shared_tokenizer is None else f", and the shared tokenizer [{shared_tokenizer}](../{shared_tokenizer})"
     short = "" if step == config.steps else f" (of {config.steps:,} planned)"
@@ -150,7 +151,7 @@ def facts(
     minutes = origin.minutes if origin.minutes is not None or seconds is None else seconds / 60
     if minutes is not None:
         rows["training time"] = f"about {minutes:.0f} minutes"
-    validated = [row for row in metrics if "val/loss" in row and row["step"] <= step]
+    validated = [row for row in metrics if "val/loss" in row]
     if validated:
         unit = "nats per token" if config.kind == "generator" else "weighted sum of the recipe's terms"
         loss, at = validated[-1]["val/loss"], validated[-1]["step"]

@@ -16,7 +16,6 @@ from genaim.training.progress import Progress, SilentProgress
 from genaim.training.tasks import GeneratorTask, SampleFn, Task, TokenizerTask
 from genaim.training.trainer import Dataset, Trainer, make_accelerator, write_config
 
-
 StoreFn = Callable[[Path, Tokenizer], None]
 """Writes a tokenizer's folder; training imports no file format of models."""
 

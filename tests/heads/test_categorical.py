@@ -22,8 +22,8 @@ def noise(rows: int, seed: int = 0) -> NoiseSource:
 
 def frequencies(head: CategoricalHead, features: Tensor, options: SamplingOptions, **guidance: object) -> Tensor:
     rows = 40_000
-    guidance = {k: v.expand(rows, 1, -1) if k == "uncond_features" else v for k, v in guidance.items()}  # type: ignore[attr-defined]
-    drawn = head.sample(features.expand(rows, 1, -1), options, noise=noise(rows), **guidance)  # type: ignore[arg-type]
+    guidance = {k: v.expand(rows, 1, -1) if k == "uncond_features" else v for k, v in guidance.items()}
+    drawn = head.sample(features.expand(rows, 1, -1), options, noise=noise(rows), **guidance)
     return torch.bincount(drawn.flatten(), minlength=6) / rows
 
 

@@ -48,10 +48,10 @@ def test_cached_steps_equal_teacher_forcing(shared: bool) -> None:
     predict = model.predict
 
     def recording(*arguments: object) -> object:
-        seen.append(predict(*arguments))  # type: ignore[arg-type]
+        seen.append(predict(*arguments))
         return seen[-1]
 
-    model.predict = recording  # type: ignore[assignment, method-assign]
+    model.predict = recording
     tokens = decode(model, labels, noise=NoiseSource(0, torch.arange(2)), guidance_scale=3.0)
     inputs = model.tokenizer.scale_inputs(tokens)
     for index, of_labels in enumerate((labels, model.class_embed.null(2))):
@@ -66,10 +66,12 @@ def test_pictures_do_not_depend_on_the_batch(guidance_scale: float) -> None:
     labels = torch.arange(7) % 5
     options = SamplingOptions(top_k=20, top_p=0.95)
     arguments = {"seed": 3, "options": options, "guidance_scale": guidance_scale}
-    whole = generate(model, labels, **arguments)  # type: ignore[arg-type]
+    whole = generate(model, labels, **arguments)
     for batch_size in (1, 3):
-        torch.testing.assert_close(generate(model, labels, batch_size=batch_size, **arguments), whole, rtol=0, atol=1e-4)  # type: ignore[arg-type]
-    last = generate(model, labels[5:], first_index=5, **arguments)  # type: ignore[arg-type]
+        torch.testing.assert_close(
+            generate(model, labels, batch_size=batch_size, **arguments), whole, rtol=0, atol=1e-4
+        )
+    last = generate(model, labels[5:], first_index=5, **arguments)
     torch.testing.assert_close(last, whole[5:], rtol=0, atol=1e-4)
     assert whole.flatten(1).unique(dim=0).shape[0] == 7
 

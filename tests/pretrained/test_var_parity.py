@@ -168,11 +168,11 @@ def test_greedy_generation(name: str, dtype: torch.dtype) -> None:
     head, sample = model.head, model.head.sample
 
     def recording(features: Tensor, options: SamplingOptions, **kwargs: object) -> Tensor:
-        cond, uncond = head.logits(features), head.logits(kwargs["uncond_features"])  # type: ignore[arg-type]
-        logits.append(uncond + kwargs["guidance_scale"][:, None, None] * (cond - uncond))  # type: ignore[index]
-        return sample(features, options, **kwargs)  # type: ignore[arg-type]
+        cond, uncond = head.logits(features), head.logits(kwargs["uncond_features"])
+        logits.append(uncond + kwargs["guidance_scale"][:, None, None] * (cond - uncond))
+        return sample(features, options, **kwargs)
 
-    model.head.sample = recording  # type: ignore[method-assign]
+    model.head.sample = recording
     steps: list[Step] = []
     tokens = decode(
         model,

@@ -128,12 +128,12 @@ def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, root: Path
                 os.kill(os.getpid(), number)
 
     before = runs.StopAt
-    runs.StopAt = Signalling  # type: ignore[misc]
+    runs.StopAt = Signalling
     try:
         with pytest.raises(Interrupted, match="stopped after step 3 of 6; run the same command to go on"):
             start(config)
     finally:
-        runs.StopAt = before  # type: ignore[misc]
+        runs.StopAt = before
     folder = root / "runs" / "generator"
     assert [p.name for p in checkpoints(folder)] == ["step-00000003"]
     start(config)
