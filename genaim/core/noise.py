@@ -43,11 +43,12 @@ class NoiseSource:
             indices: Index of each row's image in the run, (B,) int64, on the device where noise is wanted.
             draw: Number of the first draw.
         """
-        self.seed, self.indices, self.draw = seed, indices.to(torch.int64), draw
+        self.seed, self.draw, self.device = seed, draw, indices.device
+        self.indices = exact(indices).to(torch.int64)
 
     def uniform(self, *shape: int) -> Tensor:
         """The next draw from the open interval (0, 1), (B, *shape) float32."""
-        return self._uniform(shape).to(torch.float32)
+        return self._uniform(shape).float().to(self.device)
 
     def normal(self, *shape: int) -> Tensor:
         """The next standard normal draw (Box-Muller), (B, *shape) float32.
@@ -56,7 +57,7 @@ class NoiseSource:
         an element meets depends on the batch size.
         """
         radius, angle = self._uniform((2, *shape)).unbind(1)
-        return (torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * math.pi * angle)).to(torch.float32)
+        return (torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * math.pi * angle)).float().to(self.device)
 
     def _uniform(self, shape: tuple[int, ...]) -> Tensor:
         key = _mix(_mix(self.indices + _wrap(self.seed * _GAMMA)) + _wrap((self.draw + 1) * _GAMMA))  # (B,)
@@ -65,6 +66,17 @@ class NoiseSource:
         bits = _mix(key[:, None] + count * _GAMMA)
         # 23 bits and a half: exact in float32 and never 0 or 1, so logarithms are finite.
         return ((_shift(bits, 41).double() + 0.5) * 2.0**-23).view(-1, *shape)
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Standard Gumbel noise from uniform numbers, float32; in float64 inside, for the same reason as `normal`."""
+    noise = -torch.log(-torch.log(exact(uniform).double()))
+    return noise.float().to(uniform.device)
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """The tensor where float64 can be computed: MPS devices have none, so their noise comes from the CPU."""
+    return tensor.cpu() if tensor.device.type == "mps" else tensor
 
 
 def step_seed(seed: int, step: int) -> int:

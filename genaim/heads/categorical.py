@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genaim.config import Config
-from genaim.core.noise import Noise
+from genaim.core.noise import Noise, gumbel
 from genaim.heads.base import Head, SamplingOptions, guide
 
 
@@ -81,9 +81,7 @@ class CategoricalHead(Head):
         if options.temperature == 0:
             return logits.argmax(-1)
         logits = truncate(logits / options.temperature, options.top_k, options.top_p)
-        uniform = noise.uniform(*logits.shape[1:]).double()
-        gumbel = -torch.log(-torch.log(uniform))  # float64: the last bit must not depend on the batch size
-        return (logits + gumbel.to(logits.dtype)).argmax(-1)
+        return (logits + gumbel(noise.uniform(*logits.shape[1:]))).argmax(-1)
 
 
 def truncate(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:

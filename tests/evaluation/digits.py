@@ -46,6 +46,7 @@ def random_var(side: int, num_classes: int, seed: int = 0) -> VAR:
                 "norm_groups": 4,
             },
             "codebook": {"size": 16},
+            "num_residual_convs": 2,
         }
     )
     config = VARConfig(depth=2, width=32, num_heads=2, num_classes=num_classes)
