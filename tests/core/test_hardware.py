@@ -1,0 +1,34 @@
+"""Devices and number formats are asked of the hardware."""
+
+import pytest
+import torch
+
+from genaim.core import hardware
+from genaim.core.hardware import fast_bfloat16, pick_device, pick_dtype
+
+
+def test_auto_takes_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+    with pytest.raises(ValueError, match="'cuda' is not available on this machine; use --device auto, or one of: cpu"):
+        pick_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == torch.device("cuda")
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown device 'tpu'; use auto"):
+        pick_device("tpu")
+    with pytest.raises(ValueError, match="unknown dtype 'fp8'; use auto"):
+        pick_dtype("fp8", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("capability", "fast"), [("avx512_bf16", True), ("amx_bf16", True), ("avx512_f", False)])
+def test_bfloat16_needs_its_instructions(capability: str, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU without them was measured 4 times slower in bfloat16 than in float32."""
+    monkeypatch.setattr(hardware.torch.cpu, "get_capabilities", lambda: {capability: True})
+    cpu = torch.device("cpu")
+    assert fast_bfloat16(cpu) is fast
+    assert pick_dtype("auto", cpu) == (torch.bfloat16 if fast else torch.float32)
+    assert pick_dtype("float32", cpu) == torch.float32
