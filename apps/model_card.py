@@ -147,7 +147,7 @@ def facts(
         "training": f"{step:,} steps{short} of {config.batch_size} images; weights averaged by {config.ema_decay:g}",
         "hardware": origin.hardware or this_machine(),
     }
-    seconds = training_seconds(metrics, config.batch_size)
+    seconds = training_seconds(metrics)
     minutes = origin.minutes if origin.minutes is not None or seconds is None else seconds / 60
     if minutes is not None:
         rows["training time"] = f"about {minutes:.0f} minutes"

@@ -141,15 +141,9 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def training_seconds(metrics: list[dict[str, float]], batch_size: int) -> float | None:
-    """Wall time of a run from its logged speed, which is a mean since the run was started or resumed; None without."""
-    rows = [row for row in metrics if "train/images_per_second" in row]
-    before = [0.0, *(row["step"] for row in rows)]
-    spent = [
-        (row["step"] - first) * batch_size / row["train/images_per_second"]
-        for row, first in zip(rows, before, strict=False)
-    ]
-    return sum(spent) if spent else None
+def training_seconds(metrics: list[dict[str, float]]) -> float | None:
+    """Wall time of a run over all its interruptions; None where no row tells it."""
+    return next((row["train/seconds"] for row in reversed(metrics) if "train/seconds" in row), None)
 
 
 def describe_split(data: DataConfig) -> str:

@@ -34,6 +34,7 @@ from genaim.training.checkpoint import (
     load_optimizer_tensors,
     load_state,
     optimizer_tensors,
+    placed_like,
     save_checkpoint,
     whole,
 )
@@ -93,6 +94,7 @@ class Trainer:
         self.step = 0
         self._stop = False
         self._loader_state: dict[str, Any] = {}
+        self._seconds = 0.0
         self._resume()
 
     # The loop
@@ -117,7 +119,7 @@ class Trainer:
             state=self._loader_state,
         )
         self.progress.start(c.name, self.step, c.steps)
-        began, first = time.monotonic(), self.step
+        began, first, before = time.monotonic(), self.step, self._seconds
         with self._signals():
             while self.step < c.steps:
                 batch = next(loader)
@@ -125,10 +127,12 @@ class Trainer:
                 totals, figures = self._one_step(batch.to(self.accelerator.device))
                 self.step += 1
                 self._loader_state = loader.state_dict()
-                rate = (self.step - first) * c.batch_size / (time.monotonic() - began)
+                elapsed = time.monotonic() - began
+                self._seconds, rate = before + elapsed, (self.step - first) * c.batch_size / elapsed
                 if self.step % c.log_every == 0 or self.step == c.steps:
                     figures |= {n: (s / k.clamp_min(1)).item() for n, (s, k) in totals.items()}
-                    self._log({f"train/{n}": v for n, v in figures.items()} | {"train/images_per_second": rate})
+                    figures |= {"images_per_second": rate, "seconds": self._seconds}
+                    self._log({f"train/{n}": v for n, v in figures.items()})
                 if main:
                     self.progress.advance(self.step, {"loss": totals["loss"][0].item(), "images/s": rate})
                 if self.step % c.validate_every == 0 or self.step == c.steps:
@@ -294,7 +298,9 @@ class Trainer:
             readers = gather_object(readers)
         if self.accelerator.is_main_process:
             loader = {name: state for reader in readers for name, state in reader.items()}
-            save_checkpoint(self.folder, self.step, tensors, {"loader": loader})
+            machine = machine_of(self.accelerator)
+            state = {"loader": loader, "seconds": self._seconds, "machine": machine}
+            save_checkpoint(self.folder, self.step, tensors, state)
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
@@ -304,7 +310,9 @@ class Trainer:
         if not found:
             return
         tensors, state = load_checkpoint(found[-1])
-        missing = self.task.model.load_state_dict(tensors["weights"], strict=False).missing_keys
+        wanted = self.task.model.state_dict()
+        weights = {name: placed_like(w, wanted[name]) for name, w in tensors["weights"].items() if name in wanted}
+        missing = self.task.model.load_state_dict(weights, strict=False).missing_keys
         missing = [name for name in missing if not name.startswith("tokenizer.")]
         if missing:
             raise ValueError(f"{found[-1]} lacks {missing[:5]}; the recipe has changed: choose another name=.")
@@ -313,7 +321,7 @@ class Trainer:
         if self.adversary is not None and self.task.adversary is not None:
             self.task.adversary.load_state_dict(tensors["adversary"])
             load_optimizer_tensors(self.task.adversary, self.adversary_optimizer, tensors["adversary_optimizer"])
-        self.step, self._loader_state = state["step"], state["loader"]
+        self.step, self._loader_state, self._seconds = state["step"], state["loader"], state["seconds"]
         if self.accelerator.is_main_process:
             self.progress.say(f"continuing {self.folder} after step {self.step} of {self.config.steps}")
 
@@ -341,6 +349,20 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def machine_of(accelerator: Accelerator) -> dict[str, str | int]:
+    """What a run computes on, for the record."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
+    return {
+        "device": device.type,
+        "name": name,
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "autocast": accelerator.mixed_precision,
+        "torch": torch.__version__,
+    }
 
 
 def write_config(folder: Path, config: RunConfig) -> None:

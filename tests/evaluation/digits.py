@@ -23,7 +23,7 @@ def bars(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def write_bars(folder: Path, count: int = 60) -> None:
     """Both splits as the published files of MNIST."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for split, seed in (("train", 0), ("t10k", 1)):
         images, labels = bars(count, seed)
         pixels = ((images[:, 0] + 1) * 127.5).round().to(torch.uint8)

@@ -13,7 +13,6 @@ import genaim.config
 from apps import bundle as bundling
 from apps.bundle import app
 from apps.describe import licence
-from apps.provenance import training_seconds
 from genaim.models import VAR
 from genaim.pretrained import load_generator, load_tokenizer, save_model, store
 from genaim.training.checkpoint import save_checkpoint
@@ -70,7 +69,7 @@ def make_run(root: Path, kind: str, model: VAR, folder: str = "noto_emoji", step
         weights = model.tokenizer.state_dict()
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     save_checkpoint(run, STEPS, {"weights": weights, "ema": weights}, {"loader": {}})
-    rows = [{"step": s, "train/images_per_second": r} for s, r in ((20, 2.0), (40, 4.0))]
+    rows = [{"step": s, "train/seconds": r} for s, r in ((20, 200.0), (40, 300.0))]
     rows.append({"step": 40, "val/loss": 2.5})
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return run
@@ -91,7 +90,7 @@ def test_a_bundled_generator_draws_the_same_pictures(root: Path) -> None:
     for key, value in model.state_dict().items():  # float16 keeps 11 bits
         torch.testing.assert_close(exported.state_dict()[key], value, rtol=2**-11, atol=1e-7)
     model.config = model.config.model_copy(update={"sampling": defaults})
-    ours = generate(model, labels, seed=4)
+    ours = generate(model, labels, seed=4)  # no two best codes of this seed are as near as the rounding
     theirs = generate(exported, labels, seed=4)
     assert (ours - theirs).abs().max() < 0.02
     assert not list(root.glob("bundled/.*")) + list(root.glob(".bundled*"))
@@ -113,7 +112,7 @@ def test_the_card_tells_where_the_model_comes_from(root: Path) -> None:
         "samples.png",
         "neighbours.png",
         "L2 distance",
-        "about 2 minutes",
+        "about 5 minutes",
         "Agreement 99%.",
     ):
         assert words in card
@@ -147,11 +146,11 @@ def test_oversize_is_refused_and_leaves_what_was_there(root: Path, monkeypatch: 
     before = {p: p.read_bytes() for p in (root / "bundled").rglob("*.*")}
     size = (root / "bundled" / "tiny" / "model.safetensors").stat().st_size
     monkeypatch.setitem(bundling.MAX_BYTES, "model", size - 1)
-    with pytest.raises(ValueError, match="the model's weights take .* MB"):
+    with pytest.raises(ValueError, match=r"the model's weights take .* MB"):
         bundle(run, "tiny")
     monkeypatch.setitem(bundling.MAX_BYTES, "model", size)
     monkeypatch.setitem(bundling.MAX_BYTES, "tokenizer", 1000)
-    with pytest.raises(ValueError, match="the tokenizer's weights take .* MB"):
+    with pytest.raises(ValueError, match=r"the tokenizer's weights take .* MB"):
         bundle(run, "tiny")
     assert {p: p.read_bytes() for p in (root / "bundled").rglob("*.*")} == before
     assert not list(root.glob(".bundled*"))
@@ -194,10 +193,3 @@ def test_what_cannot_be_described_is_refused(root: Path) -> None:
     with pytest.raises(ValueError, match="licence of data 'holidays' is not known"):
         bundle(run, "tiny")
     assert not (root / "bundled").exists()
-
-
-def test_training_time_adds_up_the_logged_speed() -> None:
-    rows = [{"step": 10, "train/images_per_second": 5.0}, {"step": 10, "val/loss": 1.0}]
-    rows.append({"step": 30, "train/images_per_second": 10.0})
-    assert training_seconds(rows, batch_size=20) == 10 * 20 / 5 + 20 * 20 / 10
-    assert training_seconds([], batch_size=20) is None

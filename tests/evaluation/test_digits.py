@@ -130,6 +130,17 @@ def test_the_command_refuses_a_poor_judge(workplace: Path, cnn: DigitCNN) -> Non
         judge(workplace, weights="poor")
 
 
+def test_the_command_trains_a_missing_judge_and_keeps_a_good_one_only(tmp_path: Path) -> None:
+    save_model(tmp_path / "noise", random_var(28, 10))
+    write_bars(tmp_path / "mnist", count=128)
+    with pytest.raises(ValueError, match="less than 99%"):
+        judge(tmp_path)
+    assert not (tmp_path / "cnn.safetensors").exists()
+    write_bars(tmp_path / "mnist", count=2560)
+    judge(tmp_path)
+    assert load_digit_cnn(tmp_path / "cnn.safetensors")[1] > 0.99
+
+
 def test_the_command_refuses_what_makes_no_digits(workplace: Path) -> None:
     save_model(workplace / "emoji", random_var(16, 3))
     with pytest.raises(ValueError, match="16x16 pixels in 3 classes"):
