@@ -14,7 +14,8 @@ from genaim.tokenizers import TOKENIZERS, Tokenizer, fingerprint
 from genaim.training.config import GeneratorRunConfig, TokenizerRunConfig
 from genaim.training.progress import Progress, SilentProgress
 from genaim.training.tasks import GeneratorTask, SampleFn, Task, TokenizerTask
-from genaim.training.trainer import Dataset, Trainer, make_accelerator, write_config
+from genaim.training.run_folder import write_config
+from genaim.training.trainer import Dataset, Trainer, make_accelerator
 
 StoreFn = Callable[[Path, Tokenizer], None]
 """Writes a tokenizer's folder; training imports no file format of models."""

@@ -7,7 +7,6 @@ and processes and divided by the global count once, so neither number changes th
 
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
@@ -42,6 +40,7 @@ from genaim.training.config import RunConfig
 from genaim.training.ema import EMA
 from genaim.training.optimizer import learning_rate, make_optimizer
 from genaim.training.progress import Progress
+from genaim.training.run_folder import truncate_metrics
 from genaim.training.tasks import Task, Totals
 
 Dataset = ImageDataset | TokenDataset | StreamDataset
@@ -363,45 +362,6 @@ def machine_of(accelerator: Accelerator) -> dict[str, str | int]:
         "autocast": accelerator.mixed_precision,
         "torch": torch.__version__,
     }
-
-
-def write_config(folder: Path, config: RunConfig) -> None:
-    """Writes the resolved recipe into its run folder, or checks that it is the one that is there.
-
-    Raises:
-        ValueError: If the folder holds a run of another recipe.
-    """
-    path = folder / "config.yaml"
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    if path.exists():
-        before, now = yaml.safe_load(path.read_text()), yaml.safe_load(text)
-        changed = [key for key in now if now[key] != before.get(key) and key not in ("trackers", "device", "dtype")]
-        if changed:
-            raise ValueError(
-                f"{folder} holds a run with another '{changed[0]}'; choose another name=, or remove the folder."
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drops the rows after ``step``, which a resumed run writes again, and a half-written last one."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if row["step"] <= step:
-            kept.append(line)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(temporary, path)
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
