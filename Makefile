@@ -22,5 +22,5 @@ lint: .venv/installed-dev
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(PIP) -e '.[dev,eval]'
+	$(PIP) -e '.[dev]'
 	touch $@

@@ -101,5 +101,5 @@ def test_constraints_pin_every_direct_dependency() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if line and not line.startswith("#")}
     requirements = PROJECT["dependencies"] + [r for extra in PROJECT["optional-dependencies"].values() for r in extra]
-    direct = {requirement.split(">")[0].strip().lower() for requirement in requirements}
+    direct = {r.split(">")[0].strip().lower() for r in requirements if not r.startswith("genaim[")}
     assert direct <= pinned, f"not pinned: {sorted(direct - pinned)}"

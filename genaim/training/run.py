@@ -13,8 +13,8 @@ from genaim.models import MODELS, GeneratorConfig
 from genaim.tokenizers import TOKENIZERS, Tokenizer, fingerprint
 from genaim.training.config import GeneratorRunConfig, TokenizerRunConfig
 from genaim.training.progress import Progress, SilentProgress
-from genaim.training.tasks import GeneratorTask, SampleFn, Task, TokenizerTask
 from genaim.training.run_folder import write_config
+from genaim.training.tasks import GeneratorTask, SampleFn, Task, TokenizerTask
 from genaim.training.trainer import Dataset, Trainer, make_accelerator
 
 StoreFn = Callable[[Path, Tokenizer], None]
