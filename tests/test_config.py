@@ -59,7 +59,10 @@ def test_broken_files_and_overrides(tmp_path: Path, text: str, override: str, me
     ("changes", "message"),
     [
         ({"step": 1}, r"unknown key 'step'; did you mean 'steps'\?"),
-        ({"data": {"train": {"path": "x"}, "image_sze": 4}}, r"unknown key 'data\.image_sze'; did you mean 'image_size'\?"),
+        (
+            {"data": {"train": {"path": "x"}, "image_sze": 4}},
+            r"unknown key 'data\.image_sze'; did you mean 'image_size'\?",
+        ),
         ({"tokenizer": {"codebook": {"sise": 4}}}, r"unknown key 'tokenizer\.codebook\.sise'; did you mean 'size'\?"),
         ({"steps": 0}, r"key 'steps': Input should be greater than 0 \(got 0\)"),
         ({"optimizer": {"schedule": "cosin"}}, r"key 'optimizer\.schedule'"),

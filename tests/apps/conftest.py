@@ -9,23 +9,10 @@ import torch
 from PIL import Image
 
 from apps.cli import main
-from genaim.models import VAR, VARConfig
 from genaim.pretrained import save_model
-from genaim.tokenizers import MultiScaleVQ, MultiScaleVQConfig
+from tests.tiny import TOKENIZER, make_var
 
 CLASSES = ("Cat", "Dog", "Fish, tropical")
-TOKENIZER = {
-    "patch_nums": [1, 2, 4],
-    "autoencoder": {
-        "channels": 8,
-        "channel_multipliers": [1, 2],
-        "num_res_blocks": 1,
-        "latent_channels": 8,
-        "norm_groups": 4,
-    },
-    "codebook": {"size": 32},
-    "num_residual_convs": 1,
-}
 
 
 @dataclass
@@ -60,15 +47,11 @@ def genaim(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
 
 def make_model(folder: Path, **config: object) -> Path:
     """Saves a VAR of 8x8 images with random weights, large enough that classes and options matter."""
-    torch.manual_seed(0)
-    tokenizer = MultiScaleVQ(MultiScaleVQConfig.model_validate(TOKENIZER))
-    torch.nn.init.normal_(tokenizer.codebook.weight)
-    shape = {"depth": 2, "width": 32, "num_heads": 2, **config}
-    model = VAR(VARConfig.model_validate(shape), tokenizer)
+    model = make_var(**{"num_classes": 0, **config})
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)
-    save_model(folder, model.eval())
+    save_model(folder, model)
     return folder
 
 

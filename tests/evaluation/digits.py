@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genaim.models import VAR, VARConfig
-from genaim.tokenizers import MultiScaleVQ, MultiScaleVQConfig
+from genaim.models import VAR
+from tests.tiny import make_tokenizer, make_var
 
 
 def bars(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -32,22 +32,9 @@ def write_bars(folder: Path, count: int = 60) -> None:
             (folder / f"{split}-{kind}-ubyte").write_bytes(head + array.numpy().tobytes())
 
 
-def random_var(side: int, num_classes: int, seed: int = 0) -> VAR:
-    """A generator with random weights; side is a multiple of 4."""
-    torch.manual_seed(seed)
-    tokenizer = MultiScaleVQConfig.model_validate(
-        {
-            "patch_nums": [1, 2, side // 4],
-            "autoencoder": {
-                "channels": 8,
-                "channel_multipliers": [1, 1, 2],
-                "num_res_blocks": 1,
-                "latent_channels": 4,
-                "norm_groups": 4,
-            },
-            "codebook": {"size": 16},
-            "num_residual_convs": 2,
-        }
-    )
-    config = VARConfig(depth=2, width=32, num_heads=2, num_classes=num_classes)
-    return VAR(config, MultiScaleVQ(tokenizer)).eval()
+def random_var(side: int, num_classes: int, shift: float = 0.0) -> VAR:
+    """A generator with random weights, and codes moved by ``shift``; side is a multiple of 4."""
+    scales = {"patch_nums": [1, 2, side // 4], "autoencoder": {"channel_multipliers": [1, 1, 2]}}
+    tokenizer = make_tokenizer(**scales)
+    tokenizer.codebook.weight.data += shift
+    return make_var(tokenizer, num_classes=num_classes)

@@ -5,44 +5,17 @@ import torch
 
 from genaim.core.noise import NoiseSource
 from genaim.heads import SamplingOptions
-from genaim.models import VAR, VARConfig
-from genaim.tokenizers import MultiScaleVQ, MultiScaleVQConfig
+from genaim.models import VARConfig
 from samplers import generate
 from samplers.decode import decode
-
-
-def build(**changes: object) -> VAR:
-    torch.manual_seed(0)
-    tokenizer = MultiScaleVQ(
-        MultiScaleVQConfig.model_validate(
-            {
-                "patch_nums": [1, 2, 4],
-                "autoencoder": {
-                    "channels": 8,
-                    "channel_multipliers": [1, 2],
-                    "num_res_blocks": 1,
-                    "latent_channels": 4,
-                    "norm_groups": 4,
-                },
-                "codebook": {"size": 32},
-                "num_residual_convs": 3,
-            }
-        )
-    )
-    torch.nn.init.normal_(tokenizer.codebook.weight)
-    config = {"depth": 2, "width": 32, "num_heads": 4, "num_classes": 5, **changes}
-    model = VAR(VARConfig.model_validate(config), tokenizer)
-    for name, parameter in model.named_parameters():
-        if not name.startswith("tokenizer."):
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    return model.eval()
+from tests.tiny import make_var
 
 
 @pytest.mark.parametrize("shared", [False, True])
 @torch.no_grad()
 def test_cached_steps_equal_teacher_forcing(shared: bool) -> None:
     """What a step predicts from the cache is what training predicts at its positions."""
-    model = build(shared_adaln=shared).double()
+    model = make_var(shared_adaln=shared).double()
     labels = torch.tensor([1, 4])
     seen = []
     predict = model.predict
@@ -62,7 +35,7 @@ def test_cached_steps_equal_teacher_forcing(shared: bool) -> None:
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
 def test_pictures_do_not_depend_on_the_batch(guidance_scale: float) -> None:
     """Batch rows are independent (DESIGN: equal tokens but for near ties of the perturbed logits)."""
-    model = build()
+    model = make_var()
     labels = torch.arange(7) % 5
     options = SamplingOptions(top_k=20, top_p=0.95)
     arguments = {"seed": 3, "options": options, "guidance_scale": guidance_scale}
@@ -77,7 +50,7 @@ def test_pictures_do_not_depend_on_the_batch(guidance_scale: float) -> None:
 
 
 def test_guidance_off_computes_no_null_class() -> None:
-    model = build()
+    model = make_var()
     labels = torch.tensor([0])
     assert not model.start(labels, guided=False).guided
     state = model.start(labels, guided=True)
@@ -85,7 +58,7 @@ def test_guidance_off_computes_no_null_class() -> None:
 
 
 def test_loss_is_the_mean_over_scales_and_ignores_the_batch() -> None:
-    model = build()
+    model = make_var()
     tokens, labels = torch.randint(0, 32, (4, 21)), torch.tensor([0, 1, -1, 4])
     loss = model.loss(tokens, labels, noise=NoiseSource(0, torch.arange(4)))
     assert loss.count == 4 * 21
@@ -99,7 +72,7 @@ def test_loss_is_the_mean_over_scales_and_ignores_the_batch() -> None:
 
 def test_training_drops_labels_and_paths_by_sample() -> None:
     """Label dropout and drop path belong to the sample, so splitting a batch changes nothing."""
-    model = build(drop_path=0.5, label_dropout=0.5).train()
+    model = make_var(drop_path=0.5, label_dropout=0.5).train()
     tokens, labels = torch.randint(0, 32, (8, 21)), torch.arange(8) % 5
     rows = torch.arange(8)
     whole = model.loss(tokens, labels, noise=NoiseSource(1, rows)).sum
@@ -109,7 +82,7 @@ def test_training_drops_labels_and_paths_by_sample() -> None:
 
 
 def test_the_tokenizer_is_not_trained() -> None:
-    model = build().train()
+    model = make_var().train()
     assert not model.tokenizer.training
     assert not any(p.requires_grad for p in model.tokenizer.parameters())
     assert not any(k.startswith("tokenizer.") for k in model.state_dict_without_tokenizer())
@@ -117,7 +90,7 @@ def test_the_tokenizer_is_not_trained() -> None:
 
 @torch.no_grad()
 def test_unconditional() -> None:
-    model = build(num_classes=0)
+    model = make_var(num_classes=0)
     images = generate(model, torch.zeros(2, dtype=torch.int64))
     assert images.shape == (2, 3, 8, 8)
     with pytest.raises(ValueError, match="unconditional"):
@@ -126,12 +99,12 @@ def test_unconditional() -> None:
 
 def test_labels_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="among 0 to 4"):
-        generate(build(), torch.tensor([6]))
+        generate(make_var(), torch.tensor([6]))
 
 
 def test_nothing_to_generate_is_refused() -> None:
     with pytest.raises(ValueError, match="0 images were asked for"):
-        generate(build(), torch.zeros(0, dtype=torch.int64))
+        generate(make_var(), torch.zeros(0, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("depth", [12, 16, 20, 24, 30, 36])

@@ -8,7 +8,7 @@ from genaim.core.order import Step
 from genaim.heads import SamplingOptions
 from samplers.decode import decode
 from samplers.guidance import SCHEDULES
-from tests.models.test_var import build
+from tests.tiny import make_var
 
 
 def step(number: int, total: int, share: float = 0.0) -> Step:
@@ -36,7 +36,7 @@ def test_a_scale_of_one_is_off_everywhere(name: str) -> None:
 
 
 def test_every_step_is_told_and_can_stop_the_generation() -> None:
-    model = build()
+    model = make_var()
     seen = []
 
     class Stop(Exception):
@@ -54,7 +54,7 @@ def test_every_step_is_told_and_can_stop_the_generation() -> None:
 
 def test_requests_do_not_share_state() -> None:
     """Two generations in turns give what each gives alone."""
-    model = build()
+    model = make_var()
     labels = torch.tensor([0, 3])
 
     def start(seed: int) -> torch.Tensor:
@@ -75,11 +75,11 @@ def test_requests_do_not_share_state() -> None:
 
 def test_a_fixed_order_refuses_a_number_of_steps() -> None:
     with pytest.raises(ValueError, match="num_steps is 9, but ScaleOrder always takes 3"):
-        decode(build(), torch.tensor([0]), noise=NoiseSource(0, torch.arange(1)), num_steps=9)
+        decode(make_var(), torch.tensor([0]), noise=NoiseSource(0, torch.arange(1)), num_steps=9)
 
 
 def test_options_reach_the_head() -> None:
-    model = build()
+    model = make_var()
     greedy = [
         decode(model, torch.tensor([2]), noise=NoiseSource(seed, torch.arange(1)), options=SamplingOptions(top_k=1))
         for seed in (0, 1)

@@ -7,24 +7,11 @@ from torch import Tensor
 from genaim.tokenizers import MultiScaleVQ, MultiScaleVQConfig, fingerprint
 from genaim.tokenizers.codebook import Codebook, CodebookConfig
 from genaim.training.config import TokenizerRunConfig, parse_run
+from tests.tiny import make_tokenizer
 
 
 def build(**codebook: object) -> MultiScaleVQ:
-    torch.manual_seed(0)
-    config = {
-        "patch_nums": [1, 2, 3, 4],
-        "autoencoder": {
-            "channels": 8,
-            "channel_multipliers": [1, 2],
-            "num_res_blocks": 1,
-            "latent_channels": 4,
-            "norm_groups": 4,
-        },
-        "codebook": {"size": 32, **codebook},
-    }
-    tokenizer = MultiScaleVQ(MultiScaleVQConfig.model_validate(config))
-    torch.nn.init.normal_(tokenizer.codebook.weight)  # fresh codes are too small to tell apart
-    return tokenizer.eval()
+    return make_tokenizer(patch_nums=[1, 2, 3, 4], num_residual_convs=4, codebook=codebook)
 
 
 @pytest.fixture

@@ -14,19 +14,11 @@ from genaim.tokenizers import MultiScaleVQ, MultiScaleVQConfig
 from genaim.training.config import parse_run
 from genaim.training.progress import LineProgress
 from genaim.training.run import train
+from tests.tiny import TOKENIZER as TINY
+from tests.tiny import merge
 
-TOKENIZER = {
-    "patch_nums": [1, 2, 4],
-    "autoencoder": {
-        "channels": 8,
-        "channel_multipliers": [1, 1, 2],
-        "num_res_blocks": 1,
-        "latent_channels": 4,
-        "norm_groups": 4,
-    },
-    "codebook": {"size": 16},
-    "num_residual_convs": 3,
-}
+# 16x16 pictures, and so few codes that the moving averages are exercised
+TOKENIZER = merge(TINY, {"autoencoder": {"channel_multipliers": [1, 1, 2]}, "codebook": {"size": 16}})
 
 
 def make_images(folder: Path, count: int = 24) -> None:
@@ -67,14 +59,6 @@ def recipe(root: Path, kind: str, **changes: Any) -> dict[str, Any]:
             "model": {"kind": "var", "depth": 2, "width": 16, "num_heads": 2, "drop_path": 0.2},
         }
     return merge(run, changes)
-
-
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested update."""
-    merged = dict(base)
-    for key, value in changes.items():
-        merged[key] = merge(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
-    return merged
 
 
 def make_tokenizer(root: Path) -> None:
