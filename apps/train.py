@@ -2,9 +2,6 @@
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
-
-from safetensors import SafetensorError
 
 from apps.errors import Stopped
 from apps.progress import make_progress
@@ -42,10 +39,6 @@ def train(recipe: str, overrides: Sequence[str]) -> None:
         )
     except Interrupted as interrupted:
         raise Stopped(f"{interrupted} It was: {shlex.join(['genaim', 'train', recipe, *overrides])}") from None
-    except SafetensorError as error:
-        folder = Path(config.folder) / config.name
-        advice = "the last good checkpoint is kept: make room and run the same command to go on"
-        raise OSError(f"the checkpoints in '{folder}' cannot be written or read ({error}); {advice}.") from None
     finally:
         progress.stop()
     progress.say(f"trained: {folder}")
