@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from genaim.config import nearest
 from genaim.core.noise import Noise
 from genaim.core.order import Step
 from genaim.heads import SamplingOptions
@@ -47,7 +48,10 @@ def decode(
     """
     options = options or SamplingOptions()
     model.head.check_options(options)
-    schedule = SCHEDULES[guidance_schedule or model.guidance_schedule]
+    name = guidance_schedule or model.guidance_schedule
+    if name not in SCHEDULES:
+        raise ValueError(f"unknown guidance schedule '{name}'; {nearest(name, SCHEDULES)}.")
+    schedule = SCHEDULES[name]
     state = model.start(labels, guided=guidance_scale != 1.0)
     known = torch.zeros(len(labels), model.order.num_tokens, dtype=torch.bool, device=labels.device)
     for step in model.order.steps(known, num_steps, noise):

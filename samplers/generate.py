@@ -101,4 +101,5 @@ def generate_batches(
                 num_steps=num_steps,
                 on_step=on_step,
             )
-            yield model.tokenizer.decode(tokens)
+            images = model.tokenizer.decode(tokens)
+        yield images  # outside, or the caller would compute under autocast too

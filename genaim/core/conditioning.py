@@ -30,8 +30,12 @@ class ClassEmbedding(nn.Module):
 
     def drop(self, labels: Tensor, noise: Noise) -> Tensor:
         """Labels for training: missing ones (-1) become null, and others with probability ``dropout``."""
-        dropped = (noise.uniform() < self.dropout) | (labels < 0)
-        return torch.where(dropped, self.num_classes, labels)
+        dropped = noise.uniform() < self.dropout
+        return torch.where(dropped, self.num_classes, self.or_null(labels))
+
+    def or_null(self, labels: Tensor) -> Tensor:
+        """Labels, the missing ones (-1) as the null class; all of them where there are no classes."""
+        return torch.where(labels < 0, self.num_classes, labels) if self.num_classes else torch.zeros_like(labels)
 
     def check(self, labels: Tensor) -> None:
         """Raises ValueError unless labels are in [0, num_classes]."""

@@ -39,8 +39,3 @@ def step_mask(query_steps: Tensor, key_steps: Tensor) -> Tensor:
     """
     allowed = key_steps[..., None, :] <= query_steps[..., :, None]
     return allowed if allowed.dim() == 2 else allowed.unsqueeze(1)
-
-
-def causal_steps(steps: Tensor) -> StepMask:
-    """The mask of a sequence that attends to itself, as in training."""
-    return StepMask(steps, steps)

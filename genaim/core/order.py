@@ -90,7 +90,7 @@ class RasterOrder(Order):
 
     def step_ids(self) -> Tensor:
         """0, 1, 2, ..., (N,) int64."""
-        return torch.arange(self.num_tokens)
+        return torch.arange(self.num_tokens, device="cpu")
 
     def steps(self, known: Tensor, num_steps: int | None = None, noise: Noise | None = None) -> Iterator[Step]:
         """Yields each row's unknown positions, one a step; rows with fewer of them end with -1."""

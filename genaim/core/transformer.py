@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -32,11 +32,11 @@ MAX_LOG_SCALE = math.log(100)  # cap of the learned l2-attention scale in VAR's 
 class TransformerConfig(Config):
     """What a transformer is made of; see the table at the top of this file for the published choices."""
 
-    width: int
+    width: int = Field(ge=1)
     """Channels D of every element."""
-    depth: int
+    depth: int = Field(ge=1)
     """Number of blocks."""
-    num_heads: int
+    num_heads: int = Field(ge=1)
     """Attention heads; they divide the width."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over the width."""
@@ -56,11 +56,11 @@ class TransformerConfig(Config):
     """adaln: every block maps the condition to its modulation; shared_adaln: one map, with offsets per block."""
     condition_width: int | None = None
     """Channels of the condition; None means `width`."""
-    drop_path: float = 0.0
+    drop_path: float = Field(0.0, ge=0, lt=1)
     """Probability of dropping the last block's branches; earlier blocks grow to it linearly."""
-    dropout: float = 0.0
+    dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout after the attention output and the MLP."""
-    attention_dropout: float = 0.0
+    attention_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout of attention weights."""
     attention_backend: str = "sdpa"
     """sdpa runs everywhere; flex and xformers are for CUDA."""
@@ -155,7 +155,7 @@ class Block(nn.Module):
         Returns:
             (B, n, D).
         """
-        attention_in, mlp_in = self.norm1(x), None
+        attention_in = self.norm1(x)
         gamma1 = gamma2 = scale2 = shift2 = None
         if condition is not None:
             gamma1, gamma2, scale1, scale2, shift1, shift2 = self._modulation(condition)
@@ -251,8 +251,9 @@ class Transformer(nn.Module):
     def init_weights(self) -> None:
         """Truncated normal with variance 1 / (3 D), residual outputs divided by sqrt(2 depth).
 
-        AdaLN starts at half the scale and its gates at 1e-5, so that every block starts as the identity; this is how
-        VAR was trained (Tian et al. 2024, https://arxiv.org/abs/2404.02905, and its training code).
+        AdaLN starts at half the scale and its gates at 1e-5, so that every block starts as the identity. This follows
+        VAR's training code (Tian et al. 2024, https://arxiv.org/abs/2404.02905), which with shared AdaLN halves the
+        offsets of the blocks instead of the shared map.
         """
         c = self.config
         std = (1 / c.width / 3) ** 0.5

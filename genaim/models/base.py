@@ -8,39 +8,40 @@ from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from genaim.config import Config
 from genaim.core.noise import Noise
 from genaim.core.order import Order
-from genaim.heads import Head
+from genaim.heads import Head, SamplingOptions
 from genaim.tokenizers import Tokenizer
 
 
-class SamplingDefaults(Config):
+class SamplingDefaults(SamplingOptions):
     """How a model is sampled when nothing else is asked for; stored with its weights."""
 
     guidance_scale: float = 1.0
     """Guidance at the end of its schedule; 1.0 is off."""
-    temperature: float = 1.0
-    """Below 1 prefers likely tokens."""
-    top_k: int | None = None
-    """Draw among the k most likely codes only."""
-    top_p: float | None = None
-    """Draw among the most likely codes that together hold this probability."""
 
 
 class GeneratorConfig(Config):
     """What every generative model is configured by; models add their own fields."""
 
-    num_classes: int = 0
+    num_classes: int = Field(0, ge=0)
     """Classes; 0 is an unconditional model."""
     class_names: tuple[str, ...] | None = None
     """Names of the classes, in order."""
-    label_dropout: float = 0.1
+    label_dropout: float = Field(0.1, ge=0, le=1)
     """Probability that training replaces a class by the null class, which guidance needs."""
     sampling: SamplingDefaults = SamplingDefaults()
     """How the model is sampled by default."""
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> "GeneratorConfig":
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise ValueError(f"class_names has {len(self.class_names)} names for num_classes {self.num_classes}")
+        return self
 
 
 @dataclass

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from genaim.config import nearest
+from genaim.core.attention import check_backend
 from genaim.core.cache import KVCache
 from genaim.core.conditioning import ClassEmbedding
 from genaim.core.masks import StepMask
@@ -40,21 +41,21 @@ class VARConfig(GeneratorConfig):
     """Name in the registry of models."""
     preset: str | None = None
     """d12 to d36 are the published sizes; small and tiny fit smaller machines. Other keys override it."""
-    depth: int = 16
+    depth: int = Field(16, ge=1)
     """Number of blocks."""
-    width: int | None = None
+    width: int | None = Field(None, ge=1)
     """Channels D; None is the published 64 x depth."""
-    num_heads: int | None = None
+    num_heads: int | None = Field(None, ge=1)
     """Attention heads; None is the depth."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over the width."""
-    drop_path: float | None = None
+    drop_path: float | None = Field(None, ge=0, lt=1)
     """Drop-path rate of the last block; None is the published 0.1 x depth / 24."""
-    dropout: float = 0.0
+    dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout after attention and MLP."""
     shared_adaln: bool = False
     """One AdaLN map for all blocks, with offsets per block (d36)."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Label smoothing of the cross-entropy."""
     attention_backend: str = "sdpa"
     """sdpa runs everywhere; flex and xformers are for CUDA."""
@@ -69,6 +70,14 @@ class VARConfig(GeneratorConfig):
         if data["preset"] not in PRESETS:
             raise ValueError(f"unknown preset '{data['preset']}'; {nearest(str(data['preset']), PRESETS)}")
         return {**PRESETS[data["preset"]], **data}
+
+    @model_validator(mode="after")
+    def _check(self) -> "VARConfig":
+        width, heads = self.width or 64 * self.depth, self.num_heads or self.depth
+        if width % heads:
+            raise ValueError(f"num_heads {heads} must divide width {width}")
+        check_backend(self.attention_backend)
+        return self
 
     def transformer(self) -> TransformerConfig:
         """The shared transformer's config."""
@@ -149,15 +158,13 @@ class VAR(GenerativeModel):
 
     def loss(self, tokens: Tensor, labels: Tensor, *, noise: Noise) -> Loss:
         """Cross-entropy of all tokens in nats, with the parts of every scale."""
-        labels = self.class_embed.drop(labels, noise) if self.training else self._labels_or_null(labels)
+        labels = self.class_embed.drop(labels, noise) if self.training else self.class_embed.or_null(labels)
         with torch.no_grad():
             inputs = self.tokenizer.scale_inputs(tokens)
         losses = self.head.loss(self(inputs, labels, noise), tokens, noise=noise)  # (B, N)
-        count = torch.tensor(float(losses.numel()), device=losses.device)
-        parts = {}
-        for k, part in enumerate(losses.detach().split(self.order.sizes, dim=1)):
-            parts[f"scale_{k + 1}"] = (part.sum(), torch.tensor(float(part.numel()), device=losses.device))
-        return Loss(losses.sum(), count, parts)
+        scales = losses.detach().split(self.order.sizes, dim=1)
+        parts = {f"scale_{k + 1}": (s.sum(), s.new_full((), s.numel())) for k, s in enumerate(scales)}
+        return Loss(losses.sum(), losses.new_full((), losses.numel()), parts)
 
     def start(self, labels: Tensor, *, guided: bool) -> VARState:
         """Begins generation; allocates the cache."""
@@ -202,6 +209,3 @@ class VAR(GenerativeModel):
     def _first(self, condition: Tensor) -> Tensor:
         """Inputs of the first scale: the class and a learned start, (B, first, D)."""
         return condition[:, None] + self.start_embed
-
-    def _labels_or_null(self, labels: Tensor) -> Tensor:
-        return torch.where(labels < 0, self.config.num_classes, labels)

@@ -157,7 +157,12 @@ def save_model(
         module: Generator or tokenizer.
         dtype: Format of the stored weights.
         shared_tokenizer: Name of a bundled tokenizer to refer to, instead of a copy.
+
+    Raises:
+        ValueError: If the folder holds something else than a model.
     """
+    if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
+        raise ValueError(f"folder '{folder}' holds other files than a model; choose another one, or empty it.")
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -6,9 +6,8 @@ up, single-head attention at the lowest resolution only. Resolution levels are c
 
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
-from pydantic import model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from genaim.config import Config
@@ -17,17 +16,17 @@ from genaim.config import Config
 class AutoencoderConfig(Config):
     """Shape of an encoder and its decoder."""
 
-    channels: int = 160
+    channels: int = Field(160, ge=1)
     """Channels at full resolution; a multiple of `norm_groups`."""
-    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    channel_multipliers: tuple[PositiveInt, ...] = Field((1, 1, 2, 2, 4), min_length=1)
     """Factor of the channels at each level; each level after the first halves the side."""
-    num_res_blocks: int = 2
+    num_res_blocks: int = Field(2, ge=1)
     """Residual blocks of an encoder level; a decoder level has one more."""
-    latent_channels: int = 32
+    latent_channels: int = Field(32, ge=1)
     """Channels C of the latent."""
-    norm_groups: int = 32
+    norm_groups: int = Field(32, ge=1)
     """Groups of every GroupNorm."""
-    dropout: float = 0.0
+    dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout inside residual blocks."""
 
     @model_validator(mode="after")
@@ -196,8 +195,3 @@ class Decoder(nn.Module):
     def last_layer(self) -> Tensor:
         """The last weight, against which adversarial and reconstruction gradients are balanced."""
         return self.conv_out.weight
-
-
-def channels_last(module: nn.Module) -> nn.Module:
-    """Lays convolution weights out as oneDNN and cuDNN like them best; values do not change."""
-    return module.to(memory_format=torch.channels_last)

@@ -40,13 +40,13 @@ class Tokenizer(nn.Module, ABC):
 
     @abstractmethod
     def token_mask(self, keep: Tensor) -> Tensor:
-        """Tokens that lie wholly inside the kept pixels.
+        """Tokens whose area lies wholly inside the kept pixels.
 
         Args:
             keep: (B, H, W) bool, True where a pixel is kept.
 
         Returns:
-            (B, N) bool, True where a token sees kept pixels only.
+            (B, N) bool, True where the area is kept whole.
         """
 
     def check_images(self, images: Tensor) -> None:

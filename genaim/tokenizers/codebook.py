@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+from pydantic import Field
 from torch import Tensor, nn
 
 from genaim.config import Config
@@ -18,15 +19,15 @@ from genaim.config import Config
 class CodebookConfig(Config):
     """Size and training of a codebook."""
 
-    size: int = 4096
+    size: int = Field(4096, ge=1)
     """Number of codes V."""
     update: Literal["gradient", "ema"] = "gradient"
     """gradient: codes follow the loss; ema: codes are moving averages of the vectors they code."""
-    ema_decay: float = 0.99
+    ema_decay: float = Field(0.99, ge=0, lt=1)
     """Decay of code averages, and of the usage statistics in both modes."""
-    commitment: float = 0.25
+    commitment: float = Field(0.25, ge=0)
     """Weight of the commitment loss."""
-    revive_below: float = 0.0
+    revive_below: float = Field(0.0, ge=0, lt=1)
     """A code whose moving usage is below this share of the mean usage is replaced; 0 never replaces."""
     rotation: bool = False
     """Rotation trick instead of the straight-through gradient."""
@@ -56,7 +57,8 @@ class Codebook(nn.Module):
         """Nearest codes by squared distance, (B, C, h, w) to (B, h, w) int64."""
         flat = vectors.movedim(1, -1)  # (B, h, w, C)
         codes = self.weight.to(flat.dtype)
-        distance = codes.square().sum(1) - 2 * flat @ codes.T  # |x|^2 is the same for all codes
+        with torch.autocast(flat.device.type, enabled=False):  # in bf16 one code in twelve was another
+            distance = codes.square().sum(1) - 2 * flat @ codes.T  # |x|^2 is the same for all codes
         return distance.argmin(-1)
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from genaim.config import Config
@@ -71,9 +71,9 @@ class MultiScaleVQConfig(Config):
     """Encoder and decoder."""
     codebook: CodebookConfig = CodebookConfig()
     """Codes and how they are trained."""
-    num_residual_convs: int = 4
+    num_residual_convs: int = Field(4, ge=1)
     """Convolutions Phi, shared between the scales."""
-    residual_ratio: float = 0.5
+    residual_ratio: float = Field(0.5, ge=0, le=1)
     """Share of the convolution in Phi."""
 
     @model_validator(mode="after")
@@ -139,9 +139,12 @@ class MultiScaleVQ(Tokenizer):
         return self.decode_latent(self.tokens_to_latent(tokens)).float().clamp(-1, 1)
 
     def token_mask(self, keep: Tensor) -> Tensor:
-        """Tokens of every scale whose whole support is kept, (B, N) bool."""
-        hidden = (~keep).float().unsqueeze(1)
-        # Adaptive pooling with the maximum has the area resize's windows, so one hidden pixel hides its token.
+        """Tokens of every scale whose area is kept whole, (B, N) bool.
+
+        A latent cell is hidden by one hidden pixel, and a token by one hidden cell of those that its area resize reads.
+        (The encoder's convolutions look further; who needs that grows the mask.)
+        """
+        hidden = F.adaptive_max_pool2d((~keep).float().unsqueeze(1), self.patch_nums[-1])
         maps = [F.adaptive_max_pool2d(hidden, side).flatten(1) for side in self.patch_nums]
         return torch.cat(maps, dim=1) == 0
 

@@ -1,10 +1,10 @@
 """What a training run is made of: the keys of a recipe."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from genaim.config import Config
+from genaim.config import Config, nearest, validate
 from genaim.data import DataConfig
 from genaim.models import VARConfig
 from genaim.tokenizers import MultiScaleVQConfig
@@ -64,6 +64,12 @@ class RunConfig(Config):
     trackers: tuple[str, ...] = ("tensorboard",)
     """Trackers of accelerate by name: tensorboard, wandb, mlflow, ..."""
 
+    @model_validator(mode="after")
+    def _micro_batches_are_whole(self) -> "RunConfig":
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate {self.accumulate} must divide batch_size {self.batch_size}")
+        return self
+
 
 class TokenizerRunConfig(RunConfig):
     """A run that trains a tokenizer."""
@@ -97,6 +103,8 @@ class GeneratorRunConfig(RunConfig):
     """tokenizer or generator."""
     tokenizer: str
     """A bundled tokenizer, a model folder or a run folder."""
+    tokenizer_weights: str | None = None
+    """Fingerprint of its weights, filled in by the run, which does not continue with another tokenizer."""
     model: VARConfig
     """The generator; its classes are taken from the data when not given."""
     views: int = Field(1, gt=0)
@@ -105,17 +113,12 @@ class GeneratorRunConfig(RunConfig):
     """Where token caches are kept."""
 
 
-AnyRunConfig = Annotated[TokenizerRunConfig | GeneratorRunConfig, Field(discriminator="kind")]
-
-
 def parse_run(data: dict[str, Any], source: str) -> TokenizerRunConfig | GeneratorRunConfig:
     """Validates a recipe.
 
     Raises:
         ValueError: One line that names the wrong key.
     """
-    from genaim.config import nearest, validate
-
     kinds = ("tokenizer", "generator")
     kind = data.get("kind")
     if kind not in kinds:

@@ -11,9 +11,10 @@ from genaim.training.config import OptimizerConfig
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW that decays matrices and kernels, and leaves vectors alone."""
     trained = [p for p in module.parameters() if p.requires_grad]
+    matrices = [sum(side > 1 for side in p.shape) >= 2 for p in trained]  # a (H, 1, 1) scale is a vector
     groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p, m in zip(trained, matrices, strict=True) if m], "weight_decay": config.weight_decay},
+        {"params": [p for p, m in zip(trained, matrices, strict=True) if not m], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)
 

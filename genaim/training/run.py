@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 
 from genaim.core.hardware import autocast, pick_dtype
-from genaim.data import ImageDataset, StreamDataset, TokenDataset, build_dataset, build_token_cache
+from genaim.data import BadFiles, ImageDataset, StreamDataset, TokenDataset, build_dataset, build_token_cache
 from genaim.models import MODELS, GeneratorConfig
 from genaim.tokenizers import TOKENIZERS, Tokenizer, fingerprint
 from genaim.training.config import GeneratorRunConfig, TokenizerRunConfig
@@ -49,6 +49,8 @@ def train(
     accelerator = make_accelerator(config, folder)
     if not accelerator.is_main_process:
         progress = SilentProgress()
+    if isinstance(config, TokenizerRunConfig) and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("FSDP cannot train a tokenizer, whose codebook is updated whole; use plain processes.")
     torch.manual_seed(config.seed)
     train_set = build_dataset(config.data, "train")
     val_set = build_dataset(config.data, "val", class_names=train_set.class_names) if config.data.val else None
@@ -84,8 +86,14 @@ def _fitted(config: GeneratorRunConfig, tokenizer: Tokenizer, data: ImageDataset
             f"tokenizer '{config.tokenizer}' makes images of {tokenizer.image_size} pixels, but data.image_size is "
             f"{config.data.image_size}; make them equal."
         )
+    config = config.model_copy(update={"tokenizer_weights": fingerprint(tokenizer)})
     given: GeneratorConfig = config.model
     if "num_classes" in given.model_fields_set:
+        if 0 < given.num_classes < (data.num_classes or 0):
+            raise ValueError(
+                f"model.num_classes is {given.num_classes}, but the data has {data.num_classes} classes; leave it "
+                "out, or set it to 0 to train without classes."
+            )
         return config
     classes = {"num_classes": data.num_classes or 0, "class_names": data.class_names and tuple(data.class_names)}
     return config.model_copy(update={"model": given.model_copy(update=classes)})
@@ -114,17 +122,22 @@ def _encoded(
         with autocast(accelerator.device, dtype):
             return tokenizer.encode(images.to(accelerator.device))
 
-    progress.start("encoding images", 0, len(dataset))
+    views = config.views if dataset.transform.random else 1
+    bad_files = BadFiles(config.data.max_bad_share, total=len(dataset))
+    progress.start("encoding images", 0, len(dataset) * views)
     with accelerator.main_process_first():
         cache = build_token_cache(
             dataset,
             encode,
             folder=Path(config.cache_folder),
             tokenizer_fingerprint=f"{fingerprint(tokenizer)}-{dtype}",
-            views=config.views if dataset.transform.random else 1,
+            views=views,
             seed=config.seed,
             num_workers=config.data.num_workers,
+            bad_files=bad_files,
             report=lambda done, total: progress.advance(done, {}),
         )
     progress.stop()
+    if bad_files.names:
+        progress.say(bad_files.summary())
     return cache

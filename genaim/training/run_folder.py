@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from genaim.training.checkpoint import checkpoints
 from genaim.training.config import RunConfig
 
 
@@ -17,7 +18,7 @@ def write_config(folder: Path, config: RunConfig) -> None:
     """
     path = folder / "config.yaml"
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    if path.exists():
+    if path.exists() and checkpoints(folder):
         before, now = yaml.safe_load(path.read_text()), yaml.safe_load(text)
         changed = [key for key in now if now[key] != before.get(key) and key not in ("trackers", "device", "dtype")]
         if changed:

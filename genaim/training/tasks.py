@@ -48,9 +48,13 @@ class Task(ABC):
         """The weights and buffers to store."""
         return self.model.state_dict()
 
-    def adversary_loss(self, adversary: nn.Module, outputs: dict[str, Tensor], step: int) -> Loss | None:
-        """Loss of the adversary on a micro-batch's outputs; None while it does not train."""
-        return None
+    def adversary_trains(self, step: int) -> bool:
+        """Whether the adversary takes a step after the main one."""
+        return False
+
+    def adversary_loss(self, adversary: nn.Module, outputs: dict[str, Tensor]) -> Loss:
+        """Loss of the adversary on a micro-batch's outputs."""
+        raise ValueError(f"{type(self).__name__} has no adversary.")
 
     def after_step(self, outputs: Sequence[dict[str, Tensor]], noise: Noise) -> dict[str, float]:
         """Work after the optimiser's step on the outputs of its micro-batches; returns what to log.
@@ -146,7 +150,7 @@ class TokenizerLoss(nn.Module):
                 weight = adaptive_weight(matched, fooled.sum(), self.model.decoder.last_layer)
                 total = total + c.adversarial * weight * fooled
             terms["adversarial"] = fooled
-        count = torch.tensor(float(len(images)), device=images.device)
+        count = error.new_full((), len(images))
         outputs = {
             "images": images,
             "reconstruction": reconstruction.detach().float(),
@@ -183,12 +187,14 @@ class TokenizerTask(Task):
         for module in self.module.frozen.values():
             module.to(device)
 
-    def adversary_loss(self, adversary: nn.Module, outputs: dict[str, Tensor], step: int) -> Loss | None:
-        """Hinge loss of the PatchGAN, from its first step on."""
-        if step < self.config.adversarial_start:
-            return None
+    def adversary_trains(self, step: int) -> bool:
+        """From its first step on."""
+        return self.config.adversarial > 0 and step >= self.config.adversarial_start
+
+    def adversary_loss(self, adversary: nn.Module, outputs: dict[str, Tensor]) -> Loss:
+        """Hinge loss of the PatchGAN."""
         losses = discriminator_loss(adversary(outputs["images"]).float(), adversary(outputs["reconstruction"]).float())
-        return Loss(losses.sum(), torch.tensor(float(len(losses)), device=losses.device))
+        return Loss(losses.sum(), losses.new_full((), len(losses)))
 
     def after_step(self, outputs: Sequence[dict[str, Tensor]], noise: Noise) -> dict[str, float]:
         """Codebook averages and revival."""
@@ -215,8 +221,8 @@ class TokenizerTask(Task):
 
     def summarize(self, totals: Totals) -> tuple[dict[str, float], list[str]]:
         """Means, and usage and perplexity of the codebook for every scale; warns when it has collapsed."""
-        codes, _ = totals.pop("codes")  # (K, V)
-        figures, warnings = super().summarize(totals)
+        codes, _ = totals["codes"]  # (K, V)
+        figures, warnings = super().summarize({n: t for n, t in totals.items() if n != "codes"})
         for k, counts in enumerate([*codes, codes.sum(0)]):
             name = f"scale_{k + 1}" if k < len(codes) else "all"
             figures[f"usage_{name}"] = (counts > 0).float().mean().item()

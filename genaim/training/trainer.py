@@ -2,7 +2,8 @@
 
 One step is a pure function of the state and (seed, step): the loader, the noise and PyTorch's generator (dropout) are
 keyed by them, so a resumed run repeats an uninterrupted one bit for bit on CPU. Gradients are summed over micro-batches
-and processes and divided by the global count once, so neither number changes the result beyond rounding.
+and processes and divided by the global count once, so neither number changes the result beyond rounding. (Dropout does
+depend on the number of processes: its masks are keyed by the step and the process, not by the sample.)
 """
 
 import json
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
@@ -91,7 +92,7 @@ class Trainer:
             self.adversary, self.adversary_optimizer = accelerator.prepare(task.adversary, optimizer)
             task.adversary.requires_grad_(False)  # the main loss passes through it; only its own step trains it
         self.step = 0
-        self._stop = False
+        self._asked = self._stop = False  # a request to this process; the agreement of all
         self._loader_state: dict[str, Any] = {}
         self._seconds = 0.0
         self._resume()
@@ -163,7 +164,7 @@ class Trainer:
 
         totals, norm = self._descend(self.module, self.optimizer, self._micro_batches(batch), loss_of)
         figures = {"lr": lr, "grad_norm": norm}
-        if self.adversary is not None:
+        if self.task.adversary_trains(self.step):
             figures |= self._adversary_step(outputs)
         figures |= self.task.after_step(outputs, NoiseSource(seed, torch.tensor([-1], device=batch.labels.device)))
         self.ema.update(self.task.model, self.step)
@@ -172,14 +173,10 @@ class Trainer:
     def _adversary_step(self, outputs: list[dict[str, Tensor]]) -> dict[str, float]:
         assert self.adversary is not None and self.task.adversary is not None
         adversary = self.adversary
-        if self.task.adversary_loss(adversary, outputs[0], self.step) is None:
-            return {}
         self.task.adversary.requires_grad_(True)
 
         def loss_of(output: dict[str, Tensor]) -> Loss:
-            loss = self.task.adversary_loss(adversary, output, self.step)
-            assert loss is not None
-            return loss
+            return self.task.adversary_loss(adversary, output)
 
         totals, norm = self._descend(adversary, self.adversary_optimizer, outputs, loss_of)
         self.task.adversary.requires_grad_(False)
@@ -227,12 +224,13 @@ class Trainer:
     def _reduce(self, sums: Totals) -> Totals:
         """Adds up over processes; also agrees on a request to stop."""
         if self.accelerator.num_processes == 1:
+            self._stop = self._asked
             return sums
-        stop = torch.tensor(float(self._stop), device=self.accelerator.device)
+        stop = torch.tensor(float(self._asked), device=self.accelerator.device)
         names = list(sums)
         flat = torch.cat([torch.cat([sums[n][0].flatten(), sums[n][1].flatten()]) for n in names] + [stop[None]])
         flat = self.accelerator.reduce(flat, reduction="sum")
-        self._stop = bool(flat[-1] > 0)
+        self._stop = self._stop or bool(flat[-1] > 0)
         out, at = {}, 0
         for n in names:
             total, count = sums[n]
@@ -263,7 +261,8 @@ class Trainer:
                     for name, (total, count) in found.items():
                         before = sums.get(name, (torch.zeros_like(total), torch.zeros_like(count)))
                         sums[name] = (before[0] + total, before[1] + count)
-                figures, warnings = self.task.summarize(self._reduce(sums))
+                sums = self._gathered(sums)
+                figures, warnings = self.task.summarize(sums) if sums else ({}, ["no validation image could be read"])
                 self._log({f"val/{n}": v for n, v in figures.items()})
                 if acc.is_main_process:
                     shown = {n: v for n, v in figures.items() if "scale" not in n}
@@ -272,13 +271,24 @@ class Trainer:
                     )
                     for warning in warnings:
                         self.progress.say(f"WARNING: {warning}")
-            if acc.is_main_process:
+            if acc.is_main_process and acc.distributed_type != DistributedType.FSDP:  # one process has no whole model
                 with acc.autocast():
                     images = self.task.pictures(first)
                 if images is not None:
                     path = self.folder / "pictures" / f"step-{self.step:08d}.png"
                     path.parent.mkdir(parents=True, exist_ok=True)
                     contact_sheet(images.float()).save(path)
+
+    def _gathered(self, sums: Totals) -> Totals:
+        """Totals over all processes, of which some may have had no batch and so know no names."""
+        if self.accelerator.num_processes == 1:
+            return sums
+        totals: Totals = {}
+        for part in gather_object([{n: (s.cpu(), k.cpu()) for n, (s, k) in sums.items()}]):
+            for name, (total, count) in part.items():
+                before = totals.get(name, (0, 0))
+                totals[name] = (before[0] + total, before[1] + count)
+        return totals
 
     # State
 
@@ -334,13 +344,13 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the run after the present step; a second one ends it at once."""
+        """SIGINT and SIGTERM end the run after the next step, on which all processes agree; a second one ends it at once."""
 
         def handle(number: int, frame: Any) -> None:
-            if self._stop:
+            if self._asked:
                 raise KeyboardInterrupt
-            self._stop = True
-            self.progress.say("stopping after this step; press Ctrl-C again to stop without saving")
+            self._asked = True
+            self.progress.say("stopping after the next step; press Ctrl-C again to stop without saving")
 
         before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
         try:

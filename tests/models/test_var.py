@@ -8,6 +8,7 @@ from genaim.heads import SamplingOptions
 from genaim.models import VARConfig
 from samplers import generate
 from samplers.decode import decode
+from samplers.generate import generate_batches
 from tests.tiny import make_var
 
 
@@ -49,12 +50,26 @@ def test_pictures_do_not_depend_on_the_batch(guidance_scale: float) -> None:
     assert whole.flatten(1).unique(dim=0).shape[0] == 7
 
 
-def test_guidance_off_computes_no_null_class() -> None:
+@pytest.mark.parametrize(("guidance_scale", "rows"), [(1.0, 1), (2.0, 2)])
+def test_guidance_off_computes_no_null_class(guidance_scale: float, rows: int) -> None:
     model = make_var()
-    labels = torch.tensor([0])
-    assert not model.start(labels, guided=False).guided
-    state = model.start(labels, guided=True)
-    assert state.cache.keys.shape[1] == 2
+    start, states = model.start, []
+
+    def recording(*arguments: object, **options: object) -> object:
+        states.append(start(*arguments, **options))
+        return states[-1]
+
+    model.start = recording
+    decode(model, torch.tensor([0]), noise=NoiseSource(0, torch.arange(1)), guidance_scale=guidance_scale)
+    assert states[0].cache.keys.shape[1] == rows
+
+
+def test_batches_do_not_leave_autocast_on() -> None:
+    """Between two batches the caller computes in its own number format."""
+    batches = generate_batches(make_var(), torch.tensor([0, 1]), batch_size=1, dtype=torch.bfloat16)
+    next(batches)
+    assert not torch.is_autocast_enabled("cpu")
+    assert next(batches).dtype == torch.float32
 
 
 def test_loss_is_the_mean_over_scales_and_ignores_the_batch() -> None:

@@ -75,6 +75,27 @@ def test_token_mask_hides_every_token_that_overlaps() -> None:
     assert tokenizer.token_mask(torch.ones(1, 8, 8, dtype=torch.bool)).all()
 
 
+def test_token_mask_follows_the_area_resize_of_the_latent() -> None:
+    """A hidden pixel hides its latent cell, and every token whose resize reads that cell (found by moving the cell)."""
+    tokenizer = build()
+    for column in range(8):
+        keep = torch.ones(1, 8, 8, dtype=torch.bool)
+        keep[0, :, column] = False
+        latent = torch.zeros(1, 4, 4, 4)
+        latent[..., column // 2] = 1
+        reads = torch.cat([tokenizer.to_side(latent, side)[0, 0].flatten() > 0 for side in (1, 2, 3, 4)])
+        assert tokenizer.token_mask(keep)[0].equal(~reads)
+
+
+def test_quantisation_is_float32_under_autocast() -> None:
+    tokenizer = build(size=1024)
+    latent = torch.randn(8, 4, 4, 4)
+    expected = tokenizer.quantize(latent)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = tokenizer.codebook.nearest(tokenizer.to_side(latent, 1))
+    assert found.flatten().equal(expected[:, 0])
+
+
 def test_an_incomplete_scale_is_refused() -> None:
     with pytest.raises(ValueError, match=r"7 tokens are not a whole number of scales \[1, 2, 3, 4\]"):
         build().running_latents(torch.zeros(1, 7, dtype=torch.int64))
