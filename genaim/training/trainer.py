@@ -344,7 +344,7 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the run after the next step, on which all processes agree; a second one ends it at once."""
+        """SIGINT and SIGTERM end the run after the next step, as all processes agree; a second one ends it at once."""
 
         def handle(number: int, frame: Any) -> None:
             if self._asked:
