@@ -57,7 +57,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_the_same(genaim, recipe, 
     assert f"genaim train {recipe} name=parts" in stopped.err
     resumed = genaim("train", recipe, "name=parts")
     assert resumed.code == 0
-    assert "continuing runs/parts after step 3 of 6" in resumed.out
+    assert "continuing runs/parts after step 4 of 6" in resumed.out
     whole, parts = weights(Path("runs/whole")), weights(Path("runs/parts"))
     assert whole.keys() == parts.keys()
     assert all(bool((whole[name] == parts[name]).all()) for name in whole)
