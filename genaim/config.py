@@ -135,8 +135,11 @@ def validate(cls: type[ConfigT], data: Mapping[str, Any], source: str) -> Config
             hint = f" {nearest(str(problem['loc'][-1]), owner.model_fields)}." if owner else ""
             raise ValueError(f"{source}: unknown key '{key}';{hint}") from None
         message = problem["msg"].removeprefix("Value error, ")
-        given = "" if problem["type"] == "missing" else f" (got {problem['input']!r:.80})"
-        raise ValueError(f"{source}: key '{key}': {message}{given}") from None
+        if isinstance(problem["input"], Mapping):  # a missing key, or keys that do not agree
+            raise ValueError(
+                f"{source}: {message}" if not problem["loc"] else f"{source}: key '{key}': {message}"
+            ) from None
+        raise ValueError(f"{source}: key '{key}': {message} (got {problem['input']!r:.80})") from None
 
 
 def _owner(cls: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel] | None:

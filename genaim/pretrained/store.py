@@ -181,9 +181,12 @@ def save_model(
     tensors = {k: (v.to(dtype) if v.is_floating_point() else v).cpu().contiguous() for k, v in state.items()}
     save_file(tensors, temporary / "model.safetensors")
     (temporary / "config.json").write_text(json.dumps({"format": FORMAT, **config}, indent=1))
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        os.replace(folder, old)
     os.replace(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _tokenizer_of(folder: Path, config: dict[str, Any]) -> str:

@@ -38,7 +38,8 @@ def save_checkpoint(
     """
     root = run / "checkpoints"
     final, temporary = root / f"step-{step:08d}", root / f".tmp-{step:08d}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for unfinished in root.glob(".tmp-*"):
+        shutil.rmtree(unfinished)
     temporary.mkdir(parents=True)
     try:
         for stem, named in tensors.items():
@@ -47,6 +48,7 @@ def save_checkpoint(
             _sync(path)
         (temporary / "state.json").write_text(json.dumps({**state, "step": step}))
         _sync(temporary / "state.json")
+        _sync(temporary)
     except (OSError, SafetensorError) as error:  # a full disk, as a rule
         shutil.rmtree(temporary, ignore_errors=True)
         reason = " ".join(str(error).split())

@@ -1,0 +1,67 @@
+"""Models on disk: round trips, sharing, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from genaim.pretrained import bundled, load_generator, load_tokenizer, save_model
+from genaim.tokenizers import fingerprint
+from samplers import generate
+from tests.tiny import make_tokenizer, make_var
+
+
+def test_a_saved_model_draws_the_same_pictures(tmp_path: Path) -> None:
+    model, labels = make_var(), torch.tensor([0, 3])
+    save_model(tmp_path / "model", model)
+    loaded = load_generator(str(tmp_path / "model"))
+    assert generate(loaded, labels).equal(generate(model, labels))
+    assert fingerprint(load_tokenizer(str(tmp_path / "model"))) == fingerprint(model.tokenizer)
+
+
+def test_saving_again_replaces_a_model_but_nothing_else(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", make_tokenizer())
+    save_model(tmp_path / "model", make_tokenizer(codebook={"size": 8}))
+    assert load_tokenizer(str(tmp_path / "model")).codebook_size == 8
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="holds other files than a model"):
+        save_model(tmp_path / "thesis", make_tokenizer())
+    assert (tmp_path / "thesis" / "thesis.txt").read_text() == "years of work"
+
+
+def test_damaged_and_foreign_folders_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save_model(folder, make_var())
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:1000])
+    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+        load_generator(str(folder))
+    (folder / "model.safetensors").write_bytes(weights)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["depth"] = 3
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="do not fit its config") as error:
+        load_generator(str(folder))
+    assert "\n" not in str(error.value)
+    (folder / "config.json").write_text('{"architectures": ["Other"]}')
+    with pytest.raises(ValueError, match="is not a genaim model"):
+        load_generator(str(folder))
+
+
+@pytest.mark.parametrize("name", bundled())
+def test_bundled_models_load_and_are_small(name: str) -> None:
+    """At most 5 MB a model and 2 MB a tokenizer, each with a card."""
+    folder = bundled()[name]
+    kind = json.loads((folder / "config.json").read_text())["kind"]
+    assert (folder / "README.md").read_text().startswith("---\nlicense: ")
+    assert (folder / "model.safetensors").stat().st_size <= (5e6 if kind == "generator" else 2e6)
+    model = load_generator(name) if kind == "generator" else load_tokenizer(name)
+    assert all(p.isfinite().all() for p in model.parameters())
+    if kind == "tokenizer":
+        with pytest.raises(
+            ValueError, match="is a tokenizer, which cannot generate; bundled generators: emoji-var, mnist-var"
+        ):
+            load_generator(name)
