@@ -1,7 +1,9 @@
 """Which device and number format to use; the answer comes from the hardware and is never assumed."""
 
 import contextlib
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
@@ -32,9 +34,20 @@ def fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        found = torch.cpu.get_capabilities()
+        found = cpu_capabilities()
         return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
     return False
+
+
+def cpu_capabilities() -> Mapping[str, Any]:
+    """What PyTorch knows of the CPU; before version 2.11 only whether it has fast bfloat16."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        found: Mapping[str, Any] = torch.cpu.get_capabilities()
+        return found
+    return {
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+        "amx_bf16": torch.cpu._is_amx_tile_supported(),
+    }
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

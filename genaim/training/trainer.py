@@ -8,6 +8,7 @@ depend on the number of processes: its masks are keyed by the step and the proce
 
 import json
 import math
+import platform
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from genaim.core.hardware import pick_device, pick_dtype
+from genaim.core.hardware import cpu_capabilities, pick_device, pick_dtype
 from genaim.core.noise import NoiseSource, step_seed
 from genaim.data import Batch, ImageDataset, StreamDataset, TokenDataset, eval_batches, make_loader
 from genaim.data.dataset import BadFiles
@@ -363,7 +364,11 @@ class Trainer:
 def machine_of(accelerator: Accelerator) -> dict[str, str | int]:
     """What a run computes on, for the record."""
     device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else cpu_capabilities().get("cpu_name", platform.processor())
+    )
     return {
         "device": device.type,
         "name": name,

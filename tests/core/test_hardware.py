@@ -27,8 +27,17 @@ def test_unknown_names_are_refused() -> None:
 @pytest.mark.parametrize(("capability", "fast"), [("avx512_bf16", True), ("amx_bf16", True), ("avx512_f", False)])
 def test_bfloat16_needs_its_instructions(capability: str, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU without them was measured 4 times slower in bfloat16 than in float32."""
-    monkeypatch.setattr(hardware.torch.cpu, "get_capabilities", lambda: {capability: True})
+    monkeypatch.setattr(hardware, "cpu_capabilities", lambda: {capability: True})
     cpu = torch.device("cpu")
     assert fast_bfloat16(cpu) is fast
     assert pick_dtype("auto", cpu) == (torch.bfloat16 if fast else torch.float32)
     assert pick_dtype("float32", cpu) == torch.float32
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_older_pytorch_is_asked_in_its_own_way(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch 2.10 has no get_capabilities."""
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert fast_bfloat16(torch.device("cpu")) is fast
