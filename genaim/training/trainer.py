@@ -194,9 +194,7 @@ class Trainer:
             with self.accelerator.no_sync(module) if not last else _nothing(), self.accelerator.autocast():
                 loss = loss_of(micro)
                 self.accelerator.backward(loss.sum)
-            for name, (total, count) in {"loss": (loss.sum.detach(), loss.count), **loss.parts}.items():
-                before = sums.get(name, (torch.zeros_like(total), torch.zeros_like(count)))
-                sums[name] = (before[0] + total, before[1] + count)
+            add_up(sums, {"loss": (loss.sum.detach(), loss.count), **loss.parts})
         totals = self._reduce(sums)
         count = totals["loss"][1]
         for parameter in module.parameters():
@@ -259,9 +257,7 @@ class Trainer:
                     first = first or batch
                     with acc.autocast():
                         found = self.task.validate(batch, NoiseSource(c.seed, batch.index))
-                    for name, (total, count) in found.items():
-                        before = sums.get(name, (torch.zeros_like(total), torch.zeros_like(count)))
-                        sums[name] = (before[0] + total, before[1] + count)
+                    add_up(sums, found)
                 sums = self._gathered(sums)
                 figures, warnings = self.task.summarize(sums) if sums else ({}, ["no validation image could be read"])
                 self._log({f"val/{n}": v for n, v in figures.items()})
@@ -286,9 +282,7 @@ class Trainer:
             return sums
         totals: Totals = {}
         for part in gather_object([{n: (s.cpu(), k.cpu()) for n, (s, k) in sums.items()}]):
-            for name, (total, count) in part.items():
-                before = totals.get(name, (0, 0))
-                totals[name] = (before[0] + total, before[1] + count)
+            add_up(totals, part)
         return totals
 
     # State
@@ -377,6 +371,13 @@ def machine_of(accelerator: Accelerator) -> dict[str, str | int]:
         "autocast": accelerator.mixed_precision,
         "torch": torch.__version__,
     }
+
+
+def add_up(totals: Totals, more: Totals) -> None:
+    """Adds sums and counts to totals, name by name; a new name starts its total."""
+    for name, (total, count) in more.items():
+        before = totals.get(name)
+        totals[name] = (total, count) if before is None else (before[0] + total, before[1] + count)
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
