@@ -129,11 +129,16 @@ def validate(cls: type[ConfigT], data: Mapping[str, Any], source: str) -> Config
         problems = error.errors(include_url=False)
         # A misspelt key is an unknown one and often a missing one too: tell of the former.
         problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-        key = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+        owner, names = _locate(cls, problem["loc"])
+        key = ".".join(names) or "(top level)"
         if problem["type"] == "extra_forbidden":
-            owner = _owner(cls, problem["loc"][:-1])
-            hint = f" {nearest(str(problem['loc'][-1]), owner.model_fields)}." if owner else ""
+            hint = f" {nearest(names[-1], owner.model_fields)}." if owner else ""
             raise ValueError(f"{source}: unknown key '{key}';{hint}") from None
+        if problem["type"] == "union_tag_not_found":
+            raise ValueError(f"{source}: key '{key}.kind' is missing; it says what the {names[-1]} is.") from None
+        if problem["type"] == "union_tag_invalid":
+            tag, allowed = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "").split(", ")
+            raise ValueError(f"{source}: key '{key}.kind' is '{tag}'; {nearest(tag, allowed)}.") from None
         message = problem["msg"].removeprefix("Value error, ")
         if isinstance(problem["input"], Mapping):  # a missing key, or keys that do not agree
             raise ValueError(
@@ -142,23 +147,24 @@ def validate(cls: type[ConfigT], data: Mapping[str, Any], source: str) -> Config
         raise ValueError(f"{source}: key '{key}': {message} (got {problem['input']!r:.80})") from None
 
 
-def _owner(cls: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel] | None:
-    """The config class that holds the last key of ``path``, where plain nesting leads to it."""
-    for part in path:
-        if isinstance(part, int):
+def _locate(cls: type[BaseModel], path: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, list[str]]:
+    """The config class that holds the last key of ``path`` (None where that is unclear), and the keys as written.
+
+    Pydantic puts the tag of a union, which nobody wrote, between the keys.
+    """
+    owner: type[BaseModel] | None = cls
+    names: list[str] = []
+    for i, part in enumerate(path):
+        tagged = [c for c in Config.__subclasses__() if getattr(c.model_fields.get("kind"), "default", None) == part]
+        last = i == len(path) - 1
+        if owner is not None and isinstance(part, str) and part not in owner.model_fields and tagged and not last:
+            owner = tagged[0]
             continue
-        if part not in cls.model_fields:  # the tag of a union
-            tagged = [
-                c for c in Config.__subclasses__() if getattr(c.model_fields.get("kind"), "default", None) == part
-            ]
-            if not tagged:
-                return None
-            cls = tagged[0]
-            continue
-        found = _model_in(cls.model_fields[part].annotation)
-        if found is not None:
-            cls = found
-    return cls
+        names.append(str(part))
+        if owner is not None and not last and isinstance(part, str):
+            field = owner.model_fields.get(part)
+            owner = (_model_in(field.annotation) or owner) if field else None
+    return owner, names
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

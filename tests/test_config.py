@@ -14,7 +14,7 @@ def minimal() -> dict:
         "kind": "tokenizer",
         "name": "x",
         "data": {"train": {"path": "x"}, "image_size": 256},
-        "tokenizer": {},
+        "tokenizer": {"kind": "multiscale_vq"},
         "steps": 1,
         "batch_size": 1,
     }
@@ -63,7 +63,10 @@ def test_broken_files_and_overrides(tmp_path: Path, text: str, override: str, me
             {"data": {"train": {"path": "x"}, "image_sze": 4}},
             r"unknown key 'data\.image_sze'; did you mean 'image_size'\?",
         ),
-        ({"tokenizer": {"codebook": {"sise": 4}}}, r"unknown key 'tokenizer\.codebook\.sise'; did you mean 'size'\?"),
+        (
+            {"tokenizer": {"kind": "multiscale_vq", "codebook": {"sise": 4}}},
+            r"unknown key 'tokenizer\.codebook\.sise'; did you mean 'size'\?",
+        ),
         ({"steps": 0}, r"key 'steps': Input should be greater than 0 \(got 0\)"),
         ({"optimizer": {"schedule": "cosin"}}, r"key 'optimizer\.schedule'"),
         ({"kind": "tokeniser"}, r"key 'kind' is 'tokeniser'; did you mean 'tokenizer'\?"),

@@ -9,6 +9,7 @@ from genaim.models import VAR, VARConfig
 from genaim.tokenizers import MultiScaleVQ, MultiScaleVQConfig
 
 TOKENIZER: dict[str, Any] = {
+    "kind": "multiscale_vq",
     "patch_nums": [1, 2, 4],
     "autoencoder": {
         "channels": 8,

@@ -5,14 +5,16 @@ prediction (VAR) is the order `ScaleOrder` with a plain categorical head; next-p
 To add one: a class here, and a line in `ORDERS`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import cycle
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from genaim.core.noise import Noise
+from genaim.core.noise import Noise, NoiseSource
 
 
 class Step(NamedTuple):
@@ -81,28 +83,160 @@ class ScaleOrder(Order):
             yield Step(positions, share, index, count)
 
 
-class RasterOrder(Order):
-    """One token at a time, row by row (next-patch prediction)."""
+class SequenceOrder(Order):
+    """One token at a time, along a permutation of the positions of a grid."""
 
-    def __init__(self, num_tokens: int) -> None:
-        """Takes the number of tokens of an image."""
-        self.num_tokens = num_tokens
+    def __init__(self, height: int, width: int) -> None:
+        """Takes rows and columns of the grid of tokens."""
+        self.height, self.width, self.num_tokens = height, width, height * width
+
+    @abstractmethod
+    def path(self) -> Tensor:
+        """Positions in the order in which they are predicted, (N,) int64."""
+
+    def sequence(self, batch_size: int, noise: Noise | None = None, device: torch.device | None = None) -> Tensor:
+        """The path of every image, (B, N) int64; ``noise`` is for orders that differ between images."""
+        return self.path().to(device).expand(batch_size, -1)
 
     def step_ids(self) -> Tensor:
-        """0, 1, 2, ..., (N,) int64."""
-        return torch.arange(self.num_tokens, device="cpu")
+        """Rank of every position on the path, (N,) int64."""
+        return self.path().argsort()
 
     def steps(self, known: Tensor, num_steps: int | None = None, noise: Noise | None = None) -> Iterator[Step]:
         """Yields each row's unknown positions, one a step; rows with fewer of them end with -1."""
         missing = int((~known).sum(1).max())
         self.check_num_steps(num_steps, missing)
-        positions = torch.arange(self.num_tokens, device=known.device).expand_as(known)
-        # A stable sort brings unknown positions to the front, in raster order.
-        queue = torch.where(known, -1, positions).gather(1, known.to(torch.int8).argsort(dim=1, stable=True))
+        path = self.sequence(known.shape[0], noise, known.device)
+        hidden_first = known_first(path, ~known)
+        queue = torch.where(known.gather(1, hidden_first), -1, hidden_first)
         total_known = known.sum(1)
         for index in range(missing):
             total_known = total_known + (queue[:, index] >= 0)
             yield Step(queue[:, index : index + 1], total_known / self.num_tokens, index, missing)
+
+
+class RasterOrder(SequenceOrder):
+    """Row by row (next-patch prediction)."""
+
+    def path(self) -> Tensor:
+        """0, 1, 2, ..."""
+        return torch.arange(self.num_tokens, device="cpu")
+
+
+class SpiralOrder(SequenceOrder):
+    """Outwards from the middle, clockwise (AIM, El-Nouby et al. 2024, https://arxiv.org/abs/2401.08541, table 3)."""
+
+    def path(self) -> Tensor:
+        """Walks sides of length 1, 1, 2, 2, 3, 3, ... and keeps what lies on the grid."""
+        row, column, found = (self.height - 1) // 2, (self.width - 1) // 2, list[int]()
+        directions, side = cycle(((0, 1), (1, 0), (0, -1), (-1, 0))), 0
+        while len(found) < self.num_tokens:
+            side += 1
+            for down, right in (next(directions), next(directions)):
+                for _ in range(side):
+                    if 0 <= row < self.height and 0 <= column < self.width:
+                        found.append(row * self.width + column)
+                    row, column = row + down, column + right
+        return torch.tensor(found, device="cpu")
+
+
+class CheckerboardOrder(SequenceOrder):
+    """The dark squares of a chessboard row by row, then the light ones (AIM, table 3)."""
+
+    def path(self) -> Tensor:
+        """Positions whose row and column add up to an even number come first."""
+        positions = torch.arange(self.num_tokens, device="cpu")
+        light = (positions // self.width + positions % self.width) % 2
+        return light.argsort(stable=True)
+
+
+class FixedRandomOrder(SequenceOrder):
+    """One random permutation, the same for all images (AIM, table 3)."""
+
+    def path(self) -> Tensor:
+        """Follows from the size of the grid alone."""
+        source = NoiseSource(0, torch.zeros(1, dtype=torch.int64, device="cpu"))
+        return source.uniform(self.num_tokens)[0].argsort()
+
+
+class RandomSequenceOrder(SequenceOrder):
+    """A random permutation for every image, one token at a time (Table 1 of MAR, "random, causal")."""
+
+    def path(self) -> Tensor:
+        """Every image has its own; this one stands for them in `step_ids`."""
+        return torch.arange(self.num_tokens, device="cpu")
+
+    def sequence(self, batch_size: int, noise: Noise | None = None, device: torch.device | None = None) -> Tensor:
+        """Draws the path of every image."""
+        assert noise is not None, "random orders draw from a noise source"
+        return noise.uniform(self.num_tokens).argsort(1).to(device)
+
+
+class RandomOrder(Order):
+    """Random sets of positions, few at first and many at last (MAR, Li et al. 2024, arXiv 2406.11838, section 3.4).
+
+    Like MaskGIT (Chang et al. 2022, arXiv 2202.04200), ``floor(N cos(pi / 2 * k / K))`` tokens stay hidden after step
+    k of K, but at least one is predicted in each step and at least one left for the last.
+    """
+
+    def __init__(self, height: int, width: int, num_steps: int = 64) -> None:
+        """Takes the grid, and the number of steps when none is asked for."""
+        self.num_tokens, self.num_steps = height * width, num_steps
+
+    def step_ids(self) -> Tensor:
+        """Zeros: every token may attend to every other one, (N,) int64."""
+        return torch.zeros(self.num_tokens, dtype=torch.int64, device="cpu")
+
+    def steps(self, known: Tensor, num_steps: int | None = None, noise: Noise | None = None) -> Iterator[Step]:
+        """Yields random sets of each row's unknown positions; steps in which no row has any are left out.
+
+        The share of the last step is short of 1 by one token, since the published guidance schedule counts so
+        (github.com/LTH14/mar, models/mar.py, sample_tokens).
+
+        Raises:
+            ValueError: If the number of steps is not positive.
+        """
+        assert noise is not None, "random orders draw from a noise source"
+        total = self.num_steps if num_steps is None else num_steps
+        if total < 1:
+            raise ValueError(f"num_steps must be 1 or more, not {total}.")
+        hidden = ~known
+        order = noise.uniform(self.num_tokens).argsort(1)
+        order = known_first(order, hidden.to(order.device))  # hidden positions to the front
+        rank = order.argsort(1).to(known.device)  # of the hidden ones, the last are predicted first
+        plans = [self._remaining(count, total) for count in hidden.sum(1).tolist()]
+        for index in range(total):
+            before, after = (torch.tensor([p[k] for p in plans], device=known.device) for k in (index, index + 1))
+            chosen = (rank >= after[:, None]) & (rank < before[:, None])
+            width = int(chosen.sum(1).max())
+            if width == 0:
+                continue
+            # a stable sort brings the chosen positions to the front, row-major
+            front = chosen.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
+            positions = torch.where(chosen.gather(1, front), front, -1)
+            share = 1 - after.clamp_min(1) / self.num_tokens
+            yield Step(positions, share, index, total)
+
+    def _remaining(self, count: int, total: int) -> list[int]:
+        """Hidden tokens before the first step, after it, ..., after the last of ``total`` steps."""
+        remaining = [count]
+        for step in range(1, total):
+            wanted = math.floor(count * math.cos(math.pi / 2 * step / total))
+            remaining.append(min(remaining[-1], max(1, min(remaining[-1] - 1, wanted))))
+        return [*remaining, 0]
+
+
+def known_first(path: Tensor, known: Tensor) -> Tensor:
+    """Reorders paths so that known positions come first, both parts in the order of the path.
+
+    Args:
+        path: Positions in order, (B, N) int64.
+        known: (B, N) bool over positions.
+
+    Returns:
+        (B, N) int64.
+    """
+    return path.gather(1, (~known.gather(1, path)).to(torch.int8).argsort(dim=1, stable=True))
 
 
 def prefix_steps(prefix_length: Tensor, num_tokens: int) -> Tensor:
@@ -119,4 +253,12 @@ def prefix_steps(prefix_length: Tensor, num_tokens: int) -> Tensor:
     return torch.where(positions < prefix_length[:, None], 0, positions)
 
 
-ORDERS = {"scales": ScaleOrder, "raster": RasterOrder}
+ORDERS = {
+    "scales": ScaleOrder,
+    "raster": RasterOrder,
+    "spiral": SpiralOrder,
+    "checkerboard": CheckerboardOrder,
+    "fixed_random": FixedRandomOrder,
+    "random_sequence": RandomSequenceOrder,
+    "random": RandomOrder,
+}

@@ -206,7 +206,7 @@ def _encode_shard(
 
 
 def _compact(tokens: Tensor, count: int) -> Tensor:
-    """Codebook indices as int32, half the size; raises if there is not one row per image."""
+    """Codebook indices as int32, half the size; raises if there is not one row per image. 8-bit pixels stay 8 bits."""
     if tokens.ndim not in (2, 3) or len(tokens) != count:
         raise ValueError(f"encode_fn gave {tuple(tokens.shape)} for {count} images; it must give (B, N) or (B, N, C).")
-    return tokens if tokens.is_floating_point() else tokens.to(torch.int32)
+    return tokens if tokens.is_floating_point() or tokens.dtype == torch.uint8 else tokens.to(torch.int32)

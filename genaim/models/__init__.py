@@ -3,6 +3,8 @@
 from genaim.models.base import GenerativeModel, GeneratorConfig, SamplingDefaults
 from genaim.models.var import VAR, VARConfig
 
-MODELS = {"var": (VARConfig, VAR)}
+MODELS: dict[str, tuple[type[GeneratorConfig], type[GenerativeModel]]] = {"var": (VARConfig, VAR)}
+
+ModelConfig = VARConfig
 
 __all__ = ["MODELS", "VAR", "GenerativeModel", "GeneratorConfig", "SamplingDefaults", "VARConfig"]

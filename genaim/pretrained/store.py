@@ -139,7 +139,8 @@ def build_generator(config: dict[str, Any], tokenizer: Tokenizer, source: str) -
     if kind not in MODELS:
         raise ValueError(f"{source}: unknown model kind {kind!r}; {nearest(str(kind), MODELS)}.")
     config_class, model_class = MODELS[kind]
-    model: GenerativeModel = model_class(validate(config_class, config, source), tokenizer)  # type: ignore[arg-type]
+    build: Any = model_class
+    model: GenerativeModel = build(validate(config_class, config, source), tokenizer)
     return model
 
 
@@ -199,7 +200,8 @@ def _tokenizer(config: dict[str, Any], source: str) -> Tokenizer:
     if kind not in TOKENIZERS:
         raise ValueError(f"{source}: unknown tokenizer kind {kind!r}; {nearest(str(kind), TOKENIZERS)}.")
     config_class, tokenizer_class = TOKENIZERS[kind]
-    tokenizer: Tokenizer = tokenizer_class(validate(config_class, config, source))
+    build: Any = tokenizer_class
+    tokenizer: Tokenizer = build(validate(config_class, config, source))
     return tokenizer
 
 

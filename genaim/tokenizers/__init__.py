@@ -1,8 +1,35 @@
 """Tokenizers: what a token is. To add one: a file, and a line in `TOKENIZERS`."""
 
-from genaim.tokenizers.base import Tokenizer, fingerprint
+from typing import Annotated
+
+from pydantic import Field
+
+from genaim.config import Config
+from genaim.tokenizers.base import Tokenizer, TrainableTokenizer, fingerprint
+from genaim.tokenizers.latents import KLAutoencoder, KLAutoencoderConfig, LatentTokenizer
 from genaim.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
+from genaim.tokenizers.patches import PixelPatches, PixelPatchesConfig
 
-TOKENIZERS = {"multiscale_vq": (MultiScaleVQConfig, MultiScaleVQ)}
+TOKENIZERS: dict[str, tuple[type[Config], type[Tokenizer]]] = {
+    "multiscale_vq": (MultiScaleVQConfig, MultiScaleVQ),
+    "kl": (KLAutoencoderConfig, KLAutoencoder),
+    "patches": (PixelPatchesConfig, PixelPatches),
+}
 
-__all__ = ["TOKENIZERS", "MultiScaleVQ", "MultiScaleVQConfig", "Tokenizer", "fingerprint"]
+TrainableConfig = Annotated[MultiScaleVQConfig | KLAutoencoderConfig, Field(discriminator="kind")]
+"""Configs of the tokenizers that our trainer trains."""
+
+__all__ = [
+    "TOKENIZERS",
+    "KLAutoencoder",
+    "KLAutoencoderConfig",
+    "LatentTokenizer",
+    "MultiScaleVQ",
+    "MultiScaleVQConfig",
+    "PixelPatches",
+    "PixelPatchesConfig",
+    "Tokenizer",
+    "TrainableConfig",
+    "TrainableTokenizer",
+    "fingerprint",
+]

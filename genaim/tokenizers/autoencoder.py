@@ -1,7 +1,8 @@
 """The convolutional encoder and decoder of latent image models (Esser et al. 2021, https://arxiv.org/abs/2012.09841).
 
 The variant that VAR and MAR publish: GroupNorm of 32 groups, SiLU, strided convolution down, nearest and convolution
-up, single-head attention at the lowest resolution only. Resolution levels are counted from the image downwards in both.
+up, single-head attention at the lowest resolution only (of MAR's decoder not even there). Resolution levels are counted
+from the image downwards in both.
 """
 
 from itertools import pairwise
@@ -26,6 +27,8 @@ class AutoencoderConfig(Config):
     """Channels C of the latent."""
     norm_groups: int = Field(32, ge=1)
     """Groups of every GroupNorm."""
+    decoder_attention: bool = True
+    """Attention after the decoder's blocks at the lowest resolution too, as in VAR; MAR has it in the encoder only."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout inside residual blocks."""
 
@@ -177,7 +180,8 @@ class Decoder(nn.Module):
         levels: list[nn.Module] = []
         for i, width in reversed(list(enumerate(widths))):
             resample = Upsample(width) if i > 0 else None
-            levels.append(Level(config, [before] + [width] * (config.num_res_blocks + 1), i == last, resample))
+            attention = config.decoder_attention and i == last
+            levels.append(Level(config, [before] + [width] * (config.num_res_blocks + 1), attention, resample))
             before = width
         self.levels = nn.ModuleList(reversed(levels))  # counted from the image, as in the encoder
         self.norm_out = nn.GroupNorm(config.norm_groups, before, eps=1e-6)

@@ -1,7 +1,7 @@
 """What a tokenizer is: images to tokens and back."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,21 @@ class Tokenizer(nn.Module, ABC):
     """Side of the square images, in pixels."""
     num_tokens: int
     """Tokens N of an image."""
+    codebook_size: int | None = None
+    """Codes V of discrete tokens; None where tokens are continuous."""
+    token_channels: int | None = None
+    """Channels C of continuous tokens; None where tokens are discrete."""
+    pixel_levels: int | None = None
+    """Levels of each channel where tokens are pixels themselves, so that exact bits per dimension can be stated."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the tokens, for orders over a grid.
+
+        Raises:
+            ValueError: If the tokens are not one grid.
+        """
 
     @abstractmethod
     def encode(self, images: Tensor, *, noise: Noise | None = None) -> Tensor:
@@ -37,6 +52,14 @@ class Tokenizer(nn.Module, ABC):
     @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:
         """Images of tokens, (B, 3, H, W) in [-1, 1]."""
+
+    def encode_for_cache(self, images: Tensor) -> Tensor:
+        """What a token cache keeps of images, from which `from_cache` draws tokens; by default the tokens."""
+        return self.encode(images)
+
+    def from_cache(self, stored: Tensor, noise: Noise) -> Tensor:
+        """Tokens of what `encode_for_cache` gave; a posterior is sampled anew each time."""
+        return stored
 
     @abstractmethod
     def token_mask(self, keep: Tensor) -> Tensor:
@@ -56,6 +79,30 @@ class Tokenizer(nn.Module, ABC):
             raise ValueError(
                 f"{type(self).__name__} takes images (B, 3, {size}, {size}), not {tuple(images.shape)}; resize them."
             )
+
+
+class TrainingPass(NamedTuple):
+    """What a tokenizer computes for a training step."""
+
+    reconstruction: Tensor
+    """(B, 3, H, W), not clamped."""
+    terms: dict[str, Tensor]
+    """Terms of the loss besides the reconstruction's, (B,) each; their names are fields of the loss config."""
+    outputs: dict[str, Tensor]
+    """What the training task needs after the step, without gradient."""
+
+
+class TrainableTokenizer(Tokenizer):
+    """A tokenizer that our trainer can train."""
+
+    @abstractmethod
+    def training_pass(self, images: Tensor, noise: Noise) -> TrainingPass:
+        """Encodes and decodes images (B, 3, H, W) in [-1, 1] with gradients."""
+
+    @property
+    @abstractmethod
+    def last_layer(self) -> Tensor:
+        """The decoder's last weight, against which adversarial and reconstruction gradients are balanced."""
 
 
 def fingerprint(module: nn.Module) -> str:

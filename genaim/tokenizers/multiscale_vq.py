@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from genaim.config import Config
 from genaim.core.noise import Noise
 from genaim.tokenizers.autoencoder import AutoencoderConfig, Decoder, Encoder
-from genaim.tokenizers.base import Tokenizer
+from genaim.tokenizers.base import TrainableTokenizer, TrainingPass
 from genaim.tokenizers.codebook import Codebook, CodebookConfig
 
 
@@ -95,8 +95,10 @@ class MultiScaleVQConfig(Config):
         return self.patch_nums[-1] * self.autoencoder.downsampling
 
 
-class MultiScaleVQ(Tokenizer):
+class MultiScaleVQ(TrainableTokenizer):
     """Images to K token maps, and back."""
+
+    codebook_size: int
 
     def __init__(self, config: MultiScaleVQConfig) -> None:
         super().__init__()
@@ -116,6 +118,16 @@ class MultiScaleVQ(Tokenizer):
         self.residual_convs = ResidualConvs(
             channels, config.num_residual_convs, config.residual_ratio, len(config.patch_nums)
         )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the only scale."""
+        if len(self.patch_nums) > 1:
+            raise ValueError(
+                f"the tokenizer has {len(self.patch_nums)} scales, which only the order 'scales' serves; use model "
+                "kind var, or a tokenizer with one entry in patch_nums."
+            )
+        return self.patch_nums[0], self.patch_nums[0]
 
     # Images and latents
 
@@ -224,6 +236,17 @@ class MultiScaleVQ(Tokenizer):
         return expanded
 
     # Training
+
+    def training_pass(self, images: Tensor, noise: Noise) -> TrainingPass:
+        """Reconstruction, the codebook's loss, and what each token codes; `noise` is not used."""
+        quantized = self.quantize_for_training(self.encode_latent(images))
+        outputs = {"tokens": quantized.tokens, "vectors": quantized.vectors}
+        return TrainingPass(self.decode_latent(quantized.latent), {"codebook": quantized.loss}, outputs)
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The decoder's last weight."""
+        return self.decoder.last_layer
 
     def quantize_for_training(self, latent: Tensor) -> Quantized:
         """Quantises with gradients (the published objective, plus the options of `CodebookConfig`).

@@ -6,8 +6,8 @@ from pydantic import Field, model_validator
 
 from genaim.config import Config, nearest, validate
 from genaim.data import DataConfig
-from genaim.models import VARConfig
-from genaim.tokenizers import MultiScaleVQConfig
+from genaim.models import ModelConfig
+from genaim.tokenizers import MultiScaleVQConfig, TrainableConfig
 from genaim.training.tokenizer_loss import TokenizerLossConfig
 
 
@@ -76,7 +76,7 @@ class TokenizerRunConfig(RunConfig):
 
     kind: Literal["tokenizer"] = "tokenizer"
     """tokenizer or generator."""
-    tokenizer: MultiScaleVQConfig
+    tokenizer: TrainableConfig
     """The tokenizer."""
     loss: TokenizerLossConfig = TokenizerLossConfig()
     """Its training objective."""
@@ -84,10 +84,13 @@ class TokenizerRunConfig(RunConfig):
     @model_validator(mode="after")
     def _sizes_agree(self) -> "TokenizerRunConfig":
         if self.tokenizer.image_size != self.data.image_size:
+            c = self.tokenizer
+            why = ""
+            if isinstance(c, MultiScaleVQConfig):
+                why = f" (patch_nums ends at {c.patch_nums[-1]}, times downsampling {c.autoencoder.downsampling})"
             raise ValueError(
-                f"tokenizer.patch_nums ends at {self.tokenizer.patch_nums[-1]}, which makes images of "
-                f"{self.tokenizer.image_size} pixels at downsampling {self.tokenizer.autoencoder.downsampling}, but "
-                f"data.image_size is {self.data.image_size}; make them equal"
+                f"the tokenizer makes images of {c.image_size} pixels{why}, but data.image_size is "
+                f"{self.data.image_size}; make them equal"
             )
         if self.loss.adversarial > 0 and self.data.image_size < 32:
             raise ValueError(
@@ -105,7 +108,7 @@ class GeneratorRunConfig(RunConfig):
     """A bundled tokenizer, a model folder or a run folder."""
     tokenizer_weights: str | None = None
     """Fingerprint of its weights, filled in by the run, which does not continue with another tokenizer."""
-    model: VARConfig
+    model: ModelConfig
     """The generator; its classes are taken from the data when not given."""
     views: int = Field(1, gt=0)
     """Augmentation passes of every image in the token cache."""

@@ -14,7 +14,8 @@ from genaim.tokenizers import TOKENIZERS, Tokenizer, fingerprint
 from genaim.training.config import GeneratorRunConfig, TokenizerRunConfig
 from genaim.training.progress import Progress, SilentProgress
 from genaim.training.run_folder import write_config
-from genaim.training.tasks import GeneratorTask, SampleFn, Task, TokenizerTask
+from genaim.training.tasks import GeneratorTask, SampleFn, Task
+from genaim.training.tokenizer_tasks import TOKENIZER_TASKS
 from genaim.training.trainer import Dataset, Trainer, make_accelerator
 
 StoreFn = Callable[[Path, Tokenizer], None]
@@ -56,8 +57,9 @@ def train(
     val_set = build_dataset(config.data, "val", class_names=train_set.class_names) if config.data.val else None
     task: Task
     if isinstance(config, TokenizerRunConfig):
-        model = TOKENIZERS[config.tokenizer.kind][1](config.tokenizer)
-        task = TokenizerTask(model.to(memory_format=torch.channels_last), config.loss)
+        tokenizer_class: Any = TOKENIZERS[config.tokenizer.kind][1]
+        model = tokenizer_class(config.tokenizer).to(memory_format=torch.channels_last)
+        task = TOKENIZER_TASKS[config.tokenizer.kind](model, config.loss)
         for warning in task.warnings:
             progress.say(f"WARNING: {warning}")
     else:
@@ -120,7 +122,7 @@ def _encoded(
     @torch.no_grad()
     def encode(images: torch.Tensor) -> torch.Tensor:
         with autocast(accelerator.device, dtype):
-            return tokenizer.encode(images.to(accelerator.device))
+            return tokenizer.encode_for_cache(images.to(accelerator.device))
 
     views = config.views if dataset.transform.random else 1
     bad_files = BadFiles(config.data.max_bad_share, total=len(dataset))

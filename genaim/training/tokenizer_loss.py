@@ -21,7 +21,9 @@ class TokenizerLossConfig(Config):
     l2: float = Field(1.0, ge=0)
     """Weight of the squared error."""
     codebook: float = Field(1.0, ge=0)
-    """Weight of commitment and codebook loss."""
+    """Weight of commitment and codebook loss of a VQ tokenizer."""
+    kl: float = Field(3e-4, ge=0)
+    """Weight of a KL autoencoder's divergence from N(0, 1), in nats per latent value."""
     perceptual: float = Field(0.0, ge=0)
     """Weight of LPIPS (Zhang et al. 2018), which downloads VGG weights on first use."""
     perceptual_required: bool = True

@@ -30,7 +30,7 @@ FAMILIES = {
 }
 
 STEPS = {
-    "raster": RasterOrder(14).step_ids(),
+    "raster": RasterOrder(2, 7).step_ids(),
     "scales": ScaleOrder([1, 2, 3]).step_ids(),
     "prefix": prefix_steps(torch.tensor([5]), 14)[0],
 }

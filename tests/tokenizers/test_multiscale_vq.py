@@ -175,14 +175,14 @@ def test_patch_nums_must_end_at_the_latent_size() -> None:
         "kind": "tokenizer",
         "name": "x",
         "data": {"train": {"path": "x"}, "image_size": 64},
-        "tokenizer": {"patch_nums": [1, 2, 3, 5]},
+        "tokenizer": {"kind": "multiscale_vq", "patch_nums": [1, 2, 3, 5]},
         "steps": 1,
         "batch_size": 1,
     }
     with pytest.raises(ValueError, match=r"patch_nums ends at 5.*image_size is 64; make them equal") as error:
         parse_run(run, "recipe.yaml")
     assert "\n" not in str(error.value)
-    run["tokenizer"] = {"patch_nums": [1, 2, 3, 4]}
+    run["tokenizer"] = {"kind": "multiscale_vq", "patch_nums": [1, 2, 3, 4]}
     assert isinstance(parse_run(run, "recipe.yaml"), TokenizerRunConfig)
 
 

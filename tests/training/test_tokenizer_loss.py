@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from genaim.tokenizers import MultiScaleVQ, MultiScaleVQConfig
-from genaim.training.tasks import TokenizerTask, perplexity
 from genaim.training.tokenizer_loss import (
     Discriminator,
     TokenizerLossConfig,
@@ -16,6 +15,7 @@ from genaim.training.tokenizer_loss import (
     discriminator_loss,
     load_perceptual,
 )
+from genaim.training.tokenizer_tasks import VQTask, perplexity
 from tests.training.runs import TOKENIZER, make_images, recipe, start
 
 
@@ -85,7 +85,7 @@ def test_perceptual_loss_is_differentiable_and_per_image(monkeypatch: pytest.Mon
 
 
 def test_a_collapsed_codebook_warns() -> None:
-    task = TokenizerTask(MultiScaleVQ(MultiScaleVQConfig.model_validate(TOKENIZER)), TokenizerLossConfig())
+    task = VQTask(MultiScaleVQ(MultiScaleVQConfig.model_validate(TOKENIZER)), TokenizerLossConfig())
     one = torch.ones(())
     collapsed = torch.zeros(3, 16)
     collapsed[:, 5] = 100
