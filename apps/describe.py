@@ -111,8 +111,8 @@ def config_keys(cls: type[BaseModel], values: Any, prefix: str = "") -> Iterator
     """Dotted keys of a config class in order, each with its value and choices, and its meaning."""
     values = values[0] if isinstance(values, list) and values else values
     for name, field in cls.model_fields.items():
-        inner = model_in(field.annotation)
         value = values.get(name) if isinstance(values, dict) else None
+        inner = model_in(field.annotation, value)
         if inner is not None:
             yield from config_keys(inner, value, f"{prefix}{name}.")
             continue
@@ -187,11 +187,18 @@ def in_yaml(value: Any) -> str:
     return yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
 
 
-def model_in(annotation: Any) -> type[BaseModel] | None:
-    """The config class inside an annotation such as ``list[SourceConfig]``."""
+def model_in(annotation: Any, value: Any = None) -> type[BaseModel] | None:
+    """The config class inside an annotation such as ``list[SourceConfig]``.
+
+    Of several it is the one of the value's kind, and none where a value is there that is no config.
+    """
     if isinstance(annotation, type) and get_origin(annotation) is None:
         return annotation if issubclass(annotation, BaseModel) else None
-    return next((found for a in get_args(annotation) if (found := model_in(a)) is not None), None)
+    found = [c for a in get_args(annotation) if (c := model_in(a, value)) is not None]
+    if isinstance(value, str) or not found:
+        return None
+    kind = value.get("kind") if isinstance(value, dict) else None
+    return next((c for c in found if len(found) > 1 and c.model_fields["kind"].default == kind), found[0])
 
 
 def choices_in(annotation: Any) -> list[str]:

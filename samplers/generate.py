@@ -38,7 +38,7 @@ def generate(
         batch_size: Images computed together; None takes all.
         options: Temperature and truncation; None takes the model's defaults.
         guidance_scale: 1.0 is off; None takes the model's default.
-        num_steps: Number of steps, for orders that can choose it.
+        num_steps: Number of steps, for orders that can choose it; None takes the model's default.
         dtype: Number format of matrix products.
         on_step: Told about every step of every batch.
 
@@ -84,7 +84,9 @@ def generate_batches(
         raise ValueError(f"batch_size must be 1 or more, not {batch_size}.")
     defaults = model.config.sampling
     if options is None:
-        options = SamplingOptions(temperature=defaults.temperature, top_k=defaults.top_k, top_p=defaults.top_p)
+        options = defaults.options()
+    if num_steps is None:
+        num_steps = defaults.num_steps
     scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
     model.eval()
     labels = labels.to(model.device)

@@ -14,7 +14,10 @@ Padding keys carry `NEVER`. Decoding that appends to a cache step by step needs 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from genaim.core.noise import Noise
 
 NEVER = torch.iinfo(torch.int64).max
 """Step id of a key that no query may attend to."""
@@ -39,3 +42,20 @@ def step_mask(query_steps: Tensor, key_steps: Tensor) -> Tensor:
     """
     allowed = key_steps[..., None, :] <= query_steps[..., :, None]
     return allowed if allowed.dim() == 2 else allowed.unsqueeze(1)
+
+
+def free_form(grid: tuple[int, int], noise: Noise) -> Tensor:
+    """Random free-form sets of a grid's positions: blobs of a smooth random field, of any share of the grid.
+
+    Args:
+        grid: Rows and columns.
+        noise: Source of random numbers, one row per image.
+
+    Returns:
+        (B, N) bool, True inside the set; from no position to all but one.
+    """
+    coarse = noise.normal(1, 4, 4)
+    field = F.interpolate(coarse, size=grid, mode="bicubic", align_corners=False).flatten(1)
+    field = field + 0.1 * noise.normal(field.shape[1])  # ragged edges
+    count = (noise.uniform(1) * field.shape[1]).long()  # (B, 1)
+    return field.argsort(1).argsort(1) < count

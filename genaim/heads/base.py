@@ -1,7 +1,7 @@
 """What a head is: the distribution of a token given its features, to train and to sample."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,10 @@ class SamplingOptions(Config):
     """Draw among the k most likely codes only."""
     top_p: float | None = None
     """Draw among the most likely codes that together hold this probability."""
+    diffusion_steps: int | None = None
+    """Steps of a diffusion head for each token; None takes the head's own."""
+    scheduler: str | None = None
+    """Sampler of a diffusion head: ddim, dpmsolver++, euler, or a scheduler class of diffusers; None is ancestral."""
 
     def model_post_init(self, context: object) -> None:
         """Checks the ranges."""
@@ -28,6 +32,52 @@ class SamplingOptions(Config):
             raise ValueError(f"top_k must be 1 or more, not {self.top_k}; leave it out to draw among all codes")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], not {self.top_p}; leave it out to draw among all codes")
+        if self.diffusion_steps is not None and self.diffusion_steps < 1:
+            raise ValueError(f"diffusion_steps must be 1 or more, not {self.diffusion_steps}")
+
+
+class TokenSpec(NamedTuple):
+    """What a head must know of the tokens that it predicts."""
+
+    codebook_size: int | None
+    """Codes V of discrete tokens, else None."""
+    channels: int | None
+    """Channels C of continuous tokens, else None."""
+    levels: int | None
+    """Levels of each channel where tokens are 8-bit pixels in [-1, 1], else None."""
+
+
+class HeadConfig(Config):
+    """What every head is configured by."""
+
+    kind: str
+    """Name in the registry of heads."""
+    width: int = 0
+    """Channels D of the features; filled in by the model."""
+
+    def fitted(self, width: int, tokens: TokenSpec) -> Self:
+        """The config with the width of a model and the shape of its tokens.
+
+        Raises:
+            ValueError: If the head cannot predict such tokens.
+        """
+        return self.model_copy(update={"width": width})
+
+
+class ContinuousHeadConfig(HeadConfig):
+    """A head of continuous tokens."""
+
+    channels: int = 0
+    """Channels C of a token; filled in by the model."""
+
+    def fitted(self, width: int, tokens: TokenSpec) -> Self:
+        """The config with width and channels filled in."""
+        if tokens.channels is None:
+            kind = getattr(self, "kind", type(self).__name__)
+            raise ValueError(
+                f"head '{kind}' predicts continuous tokens, but the tokenizer gives codes; use the head 'categorical'."
+            )
+        return self.model_copy(update={"width": width, "channels": tokens.channels})
 
 
 class Head(nn.Module, ABC):

@@ -1,27 +1,33 @@
 """Categorical head: a linear layer to the logits of V codes, cross-entropy, and Gumbel-max sampling."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genaim.config import Config
 from genaim.core.noise import Noise, gumbel
-from genaim.heads.base import Head, SamplingOptions, guide
+from genaim.heads.base import Head, HeadConfig, SamplingOptions, TokenSpec, guide
 
 
-class CategoricalHeadConfig(Config):
+class CategoricalHeadConfig(HeadConfig):
     """A categorical head."""
 
     kind: Literal["categorical"] = "categorical"
     """Name in the registry of heads."""
-    width: int
-    """Channels D of the features."""
-    num_codes: int
-    """Codes V."""
+    num_codes: int = 0
+    """Codes V; filled in by the model."""
     label_smoothing: float = 0.0
     """Share of the target probability that is spread over all codes in training."""
+
+    def fitted(self, width: int, tokens: TokenSpec) -> Self:
+        """The config with width and number of codes filled in."""
+        if tokens.codebook_size is None:
+            raise ValueError(
+                "head 'categorical' predicts codes, but the tokenizer gives continuous tokens; use one of the heads "
+                "'gaussian', 'mixture' and 'diffusion'."
+            )
+        return self.model_copy(update={"width": width, "num_codes": tokens.codebook_size})
 
 
 class CategoricalHead(Head):

@@ -4,17 +4,18 @@ Samplers drive `start`, `predict` and `commit`; training calls `loss`. See `samp
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from genaim.config import Config
+from genaim.config import Config, nearest
 from genaim.core.noise import Noise
 from genaim.core.order import Order
-from genaim.heads import Head, SamplingOptions
+from genaim.heads import HEADS, Head, HeadConfig, SamplingOptions, TokenSpec
 from genaim.tokenizers import Tokenizer
 
 
@@ -23,6 +24,12 @@ class SamplingDefaults(SamplingOptions):
 
     guidance_scale: float = 1.0
     """Guidance at the end of its schedule; 1.0 is off."""
+    num_steps: int | None = None
+    """Steps of generation, for orders that can choose them; None takes the order's own."""
+
+    def options(self) -> SamplingOptions:
+        """The part that the head takes."""
+        return SamplingOptions(**{name: getattr(self, name) for name in SamplingOptions.model_fields})
 
 
 class GeneratorConfig(Config):
@@ -42,6 +49,19 @@ class GeneratorConfig(Config):
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise ValueError(f"class_names has {len(self.class_names)} names for num_classes {self.num_classes}")
         return self
+
+
+def with_preset(data: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
+    """A model's raw config with the keys of its preset filled in; other keys override them.
+
+    Raises:
+        ValueError: If there is no such preset.
+    """
+    if not isinstance(data, dict) or data.get("preset") is None:
+        return data
+    if data["preset"] not in presets:
+        raise ValueError(f"unknown preset '{data['preset']}'; {nearest(str(data['preset']), presets)}")
+    return {**presets[data["preset"]], **data}
 
 
 @dataclass
@@ -132,3 +152,45 @@ class GenerativeModel(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+
+def make_head(config: HeadConfig, width: int, tokenizer: Tokenizer) -> Head:
+    """The head of a config over features of ``width`` channels, for a tokenizer's tokens.
+
+    Raises:
+        ValueError: If the head cannot predict such tokens.
+    """
+    tokens = TokenSpec(tokenizer.codebook_size, tokenizer.token_channels, tokenizer.pixel_levels)
+    build: Any = HEADS[config.kind][1]
+    head: Head = build(config.fitted(width, tokens))
+    return head
+
+
+def make_token_embed(tokenizer: Tokenizer, width: int) -> nn.Module:
+    """Tokens to ``width`` channels: a table of codes, or a linear layer."""
+    if tokenizer.codebook_size is not None:
+        return nn.Embedding(tokenizer.codebook_size, width)
+    assert tokenizer.token_channels is not None
+    return nn.Linear(tokenizer.token_channels, width)
+
+
+def empty_canvas(batch_size: int, tokenizer: Tokenizer, device: torch.device) -> Tensor:
+    """Zero tokens, (B, N) int64 or (B, N, C) float32."""
+    if tokenizer.codebook_size is not None:
+        return torch.zeros(batch_size, tokenizer.num_tokens, dtype=torch.int64, device=device)
+    assert tokenizer.token_channels is not None
+    return torch.zeros(batch_size, tokenizer.num_tokens, tokenizer.token_channels, device=device)
+
+
+def gather(values: Tensor, positions: Tensor) -> Tensor:
+    """Values (B, N) or (B, N, C) at positions (B, n); -1 reads position 0."""
+    index = positions.clamp_min(0)
+    return values.gather(1, index if values.dim() == 2 else index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def put(values: Tensor, positions: Tensor, new: Tensor) -> Tensor:
+    """A copy of values (B, N) or (B, N, C) with ``new`` (B, n) or (B, n, C) at positions (B, n); -1 writes nothing."""
+    spare = torch.cat([values, values[:, :1]], dim=1)  # takes what is to be written nowhere
+    index = torch.where(positions < 0, values.shape[1], positions)
+    index = index if values.dim() == 2 else index[..., None].expand(-1, -1, values.shape[-1])
+    return spare.scatter(1, index, new.to(values.dtype))[:, :-1]

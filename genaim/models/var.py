@@ -13,7 +13,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from genaim.config import nearest
 from genaim.core.attention import check_backend
 from genaim.core.cache import KVCache
 from genaim.core.conditioning import ClassEmbedding
@@ -23,7 +22,7 @@ from genaim.core.order import ScaleOrder
 from genaim.core.positions import ScalePositions
 from genaim.core.transformer import Transformer, TransformerConfig
 from genaim.heads import CategoricalHead, CategoricalHeadConfig
-from genaim.models.base import GenerativeModel, GeneratorConfig, Loss, Predicted, State
+from genaim.models.base import GenerativeModel, GeneratorConfig, Loss, Predicted, State, with_preset
 from genaim.tokenizers import MultiScaleVQ
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -65,11 +64,7 @@ class VARConfig(GeneratorConfig):
     @model_validator(mode="before")
     @classmethod
     def _expand_preset(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or data.get("preset") is None:
-            return data
-        if data["preset"] not in PRESETS:
-            raise ValueError(f"unknown preset '{data['preset']}'; {nearest(str(data['preset']), PRESETS)}")
-        return {**PRESETS[data["preset"]], **data}
+        return with_preset(data, PRESETS)
 
     @model_validator(mode="after")
     def _check(self) -> "VARConfig":
@@ -119,7 +114,16 @@ class VAR(GenerativeModel):
     tokenizer: MultiScaleVQ
 
     def __init__(self, config: VARConfig, tokenizer: MultiScaleVQ) -> None:
+        """Builds the model.
+
+        Raises:
+            ValueError: If the tokenizer has no scales.
+        """
         super().__init__()
+        if not isinstance(tokenizer, MultiScaleVQ):
+            raise ValueError(
+                f"VAR needs the tokenizer 'multiscale_vq', not {type(tokenizer).__name__}; use the model causal or mar."
+            )
         self.config, self.tokenizer = config, tokenizer
         self.freeze_tokenizer()
         self.order = ScaleOrder(tokenizer.patch_nums)

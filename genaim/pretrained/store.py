@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from genaim.config import nearest, validate
 from genaim.models import MODELS, GenerativeModel
-from genaim.tokenizers import TOKENIZERS, Tokenizer
+from genaim.tokenizers import TOKENIZERS, PixelPatches, PixelPatchesConfig, Tokenizer
 
 FORMAT = 1
 CONFIG_KEYS = {"generator": {"model", "tokenizer"}, "tokenizer": {"tokenizer"}}
@@ -102,12 +102,16 @@ def run_weights(folder: Path) -> list[Path]:
     return [found[-1].parent / f"{stem}.safetensors" for stem in ("weights", "ema")]
 
 
-def load_tokenizer(name: str, *, device: torch.device | str = "cpu") -> Tokenizer:
+def load_tokenizer(name: str | PixelPatchesConfig, *, device: torch.device | str = "cpu") -> Tokenizer:
     """A tokenizer by bundled name, model folder or run folder (a generator's folder gives its tokenizer).
+
+    The config of pixel patches, which have no weights, is enough by itself.
 
     Raises:
         ValueError: If it cannot be found or read.
     """
+    if isinstance(name, PixelPatchesConfig):
+        return PixelPatches(name).eval()
     folder = find(name)
     config = read_config(folder)
     if config["kind"] == "generator":

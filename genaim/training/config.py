@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from genaim.config import Config, nearest, validate
 from genaim.data import DataConfig
 from genaim.models import ModelConfig
-from genaim.tokenizers import MultiScaleVQConfig, TrainableConfig
+from genaim.tokenizers import MultiScaleVQConfig, PixelPatchesConfig, TrainableConfig
 from genaim.training.tokenizer_loss import TokenizerLossConfig
 
 
@@ -104,8 +104,8 @@ class GeneratorRunConfig(RunConfig):
 
     kind: Literal["generator"] = "generator"
     """tokenizer or generator."""
-    tokenizer: str
-    """A bundled tokenizer, a model folder or a run folder."""
+    tokenizer: str | PixelPatchesConfig
+    """A bundled tokenizer, a model folder or a run folder; or the config of pixel patches, which need no training."""
     tokenizer_weights: str | None = None
     """Fingerprint of its weights, filled in by the run, which does not continue with another tokenizer."""
     model: ModelConfig

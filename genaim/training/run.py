@@ -85,7 +85,7 @@ def _fitted(config: GeneratorRunConfig, tokenizer: Tokenizer, data: ImageDataset
     """The recipe with the number and names of the data's classes, unless it says otherwise."""
     if tokenizer.image_size != config.data.image_size:
         raise ValueError(
-            f"tokenizer '{config.tokenizer}' makes images of {tokenizer.image_size} pixels, but data.image_size is "
+            f"the tokenizer ({config.tokenizer}) makes images of {tokenizer.image_size} pixels, but data.image_size is "
             f"{config.data.image_size}; make them equal."
         )
     config = config.model_copy(update={"tokenizer_weights": fingerprint(tokenizer)})

@@ -1,0 +1,311 @@
+"""Diffusion head: a small network denoises every token by itself, given its features.
+
+MAR's diffusion loss (Li et al. 2024, https://arxiv.org/abs/2406.11838, section 3.2; code: github.com/LTH14/mar,
+models/diffloss.py). Two objectives: ``epsilon`` is the published one (`schedule`), ``flow`` is flow matching (Lipman et
+al. 2023, https://arxiv.org/abs/2210.02747) with times drawn as in Esser et al. 2024 (https://arxiv.org/abs/2403.03206,
+section 3.1). The head computes in float32 under autocast: the first ancestral step multiplies errors of the network by
+several thousand, and the published code yields NaN in half precision.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from genaim.config import nearest
+from genaim.core.layers import modulate
+from genaim.core.noise import Noise
+from genaim.heads.base import ContinuousHeadConfig, Head, SamplingOptions, guide
+from genaim.heads.schedule import NUM_TIMESTEPS, Diffusion, cosine_betas
+
+TIME_CHANNELS = 256
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "dpmsolver++": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+}
+"""Short names of schedulers of diffusers."""
+
+
+class DiffusionHeadConfig(ContinuousHeadConfig):
+    """A token denoiser; the defaults are those of MAR-B."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    """Name in the registry of heads."""
+    objective: Literal["epsilon", "flow"] = "epsilon"
+    """epsilon: the published noise prediction with learned variance; flow: flow matching."""
+    depth: int = Field(6, ge=1)
+    """Residual blocks."""
+    hidden: int = Field(1024, ge=1)
+    """Their width."""
+    draws: int = Field(4, ge=1)
+    """Timesteps and noises of every token in a training step."""
+    diffusion_steps: int = Field(100, ge=1)
+    """Steps of sampling when none are asked for."""
+
+
+class DenoiserBlock(nn.Module):
+    """Residual MLP with adaptive norm and gate."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.fc1 = nn.Linear(width, width)
+        self.fc2 = nn.Linear(width, width)
+        self.modulation = nn.Linear(width, 3 * width)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """(..., W) to (..., W); the condition is activated already."""
+        shift, scale, gate = self.modulation(condition).chunk(3, dim=-1)
+        hidden = self.fc2(F.silu(self.fc1(modulate(self.norm(x), scale, shift))))
+        out: Tensor = x + gate * hidden
+        return out
+
+
+class Denoiser(nn.Module):
+    """The network of the head: noisy tokens, timesteps and projected features to predictions."""
+
+    def __init__(self, config: DiffusionHeadConfig) -> None:
+        super().__init__()
+        width = config.hidden
+        outputs = config.channels * (2 if config.objective == "epsilon" else 1)
+        self.time_embed = nn.Sequential(nn.Linear(TIME_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
+        self.condition_embed = nn.Linear(config.width, width)
+        self.token_embed = nn.Linear(config.channels, width)
+        self.blocks = nn.ModuleList(DenoiserBlock(width) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.norm_modulation = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, outputs)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """As published: Xavier, small time embedding, and zeros so that blocks start as the identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters():
+            if name.startswith("time_embed") and parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02)
+            elif "modulation" in name or name.startswith("out."):
+                nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        """Predictions for tokens.
+
+        Args:
+            x: Noisy tokens, (..., C).
+            time: Timesteps on the scale of 0 to 1000, (...) or a scalar.
+            condition: `condition_embed` of the features, (..., W).
+
+        Returns:
+            (..., 2 C) noise and variance share, or (..., C) velocity.
+        """
+        activated = F.silu(self.time_embed(time_channels(time).to(x.dtype)) + condition)
+        hidden = self.token_embed(x)
+        for block in self.blocks:
+            hidden = block(hidden, activated)
+        shift, scale = self.norm_modulation(activated).chunk(2, dim=-1)
+        out: Tensor = self.out(modulate(self.norm(hidden), scale, shift))
+        return out
+
+
+def time_channels(time: Tensor) -> Tensor:
+    """Sinusoidal channels of timesteps (...), (..., 256) float32: cosines, then sines."""
+    half = TIME_CHANNELS // 2
+    frequency = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=time.device) / half)
+    angle = time.float()[..., None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""Guided prediction at noisy tokens (B, n, C) and a scalar timestep."""
+
+
+class DiffusionHead(Head):
+    """Denoises tokens; it has no exact density."""
+
+    options: ClassVar[tuple[str, ...]] = ("temperature", "diffusion_steps", "scheduler")
+
+    def __init__(self, config: DiffusionHeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.net = Denoiser(config)
+        self.diffusion = Diffusion()
+
+    # Training
+
+    def loss(self, features: Tensor, targets: Tensor, *, noise: Noise | None = None) -> Tensor:
+        """The objective, mean over draws and channels, (B, n); no likelihood.
+
+        Args:
+            features: (B, n, D).
+            targets: (B, n, C).
+            noise: Source of timesteps and noise; required.
+        """
+        assert noise is not None, "the diffusion head draws timesteps and noise"
+        draws, tokens, channels = self.config.draws, *targets.shape[1:]
+        flow = self.config.objective == "flow"
+        time = noise.normal(draws, tokens).sigmoid() if flow else self._timesteps(noise, tokens)
+        added = noise.normal(draws, tokens, channels).to(targets.dtype)
+        with torch.autocast(features.device.type, enabled=False):
+            condition = self.net.condition_embed(self._exact(features)).unsqueeze(1)
+            start = self._exact(targets).unsqueeze(1).expand_as(added)
+            per_draw = self.flow_loss if flow else self.epsilon_loss
+            return per_draw(start, condition, time, added).mean(1)
+
+    def epsilon_loss(self, start: Tensor, condition: Tensor, index: Tensor, added: Tensor) -> Tensor:
+        """Squared error of the noise plus the variational bound, whose gradient reaches the variance alone.
+
+        Args:
+            start: Tokens, (..., C).
+            condition: Projected features, broadcastable to (..., W).
+            index: Timesteps, (...) int64.
+            added: Standard normal noise, (..., C).
+
+        Returns:
+            (...).
+        """
+        noisy = self.diffusion.add_noise(start, index, added)
+        epsilon, fraction = self.net(noisy, index, condition).chunk(2, dim=-1)
+        reverse = self.diffusion.reverse(epsilon.detach(), fraction, noisy, index)
+        bound = self.diffusion.variational_bound(start, noisy, index, reverse)
+        loss: Tensor = (epsilon - added).square().mean(-1) + bound
+        return loss
+
+    def flow_loss(self, start: Tensor, condition: Tensor, time: Tensor, added: Tensor) -> Tensor:
+        """Squared error of the velocity ``start - added`` on the straight path, (...); time 0 is noise, 1 the token."""
+        share = time[..., None].to(start.dtype)
+        velocity = self.net(torch.lerp(added, start, share), NUM_TIMESTEPS * time, condition)
+        loss: Tensor = (velocity - (start - added)).square().mean(-1)
+        return loss
+
+    def _timesteps(self, noise: Noise, tokens: int) -> Tensor:
+        return (noise.uniform(self.config.draws, tokens) * NUM_TIMESTEPS).long()
+
+    # Sampling
+
+    def sample(
+        self,
+        features: Tensor,
+        options: SamplingOptions,
+        *,
+        uncond_features: Tensor | None = None,
+        guidance_scale: Tensor | float = 1.0,
+        noise: Noise,
+    ) -> Tensor:
+        """Draws tokens: ancestral sampling, a scheduler of diffusers, or for flow Heun's method.
+
+        Guidance acts on the predicted noise or velocity. Temperature scales the noise of ancestral steps as published;
+        for flow it scales the noise that the path starts from.
+
+        Returns:
+            (B, n, C), float32 or better.
+
+        Raises:
+            ValueError: If an option does not fit the objective or the scheduler.
+        """
+        self.check_options(options)
+        steps = options.diffusion_steps or self.config.diffusion_steps
+        with torch.autocast(features.device.type, enabled=False):
+            parts = [features] if uncond_features is None else [features, uncond_features]
+            condition = torch.stack([self.net.condition_embed(self._exact(part)) for part in parts])
+
+            def predict(x: Tensor, time: Tensor) -> Tensor:
+                out = self.net(x.expand(len(parts), *x.shape), time, condition)
+                channels = self.config.channels
+                guided = guide(
+                    out[0, ..., :channels], None if len(parts) == 1 else out[1, ..., :channels], guidance_scale
+                )
+                return torch.cat([guided, out[0, ..., channels:]], dim=-1)
+
+            x = noise.normal(features.shape[1], self.config.channels).to(condition.dtype)
+            if self.config.objective == "flow":
+                if options.scheduler is not None:
+                    raise ValueError("scheduler is for heads of objective 'epsilon'; this one is 'flow': leave it out.")
+                return heun(predict, x * options.temperature, steps)
+            if options.scheduler is not None:
+                return self._by_scheduler(predict, x, options, steps)
+            return self._ancestral(predict, x, options.temperature, steps, noise)
+
+    def _ancestral(self, predict: Predict, x: Tensor, temperature: float, steps: int, noise: Noise) -> Tensor:
+        diffusion = self.diffusion if steps == NUM_TIMESTEPS else Diffusion(steps)
+        for step in reversed(range(diffusion.num_steps)):
+            index = torch.tensor(step, device=x.device)
+            epsilon, fraction = predict(x, diffusion.timesteps.to(x.device)[step]).chunk(2, dim=-1)
+            mean, log_variance = diffusion.reverse(epsilon, fraction, x, index)
+            drawn = noise.normal(*x.shape[1:]).to(x.dtype)
+            x = mean + (0.5 * log_variance).exp() * drawn * temperature if step else mean
+        return x
+
+    def _by_scheduler(self, predict: Predict, x: Tensor, options: SamplingOptions, steps: int) -> Tensor:
+        if options.temperature != 1.0:
+            raise ValueError(
+                f"scheduler '{options.scheduler}' adds no noise that temperature could scale; set it to 1."
+            )
+        scheduler = make_scheduler(str(options.scheduler))
+        scheduler.set_timesteps(steps, device=x.device)
+        generator, channels = torch.Generator().manual_seed(0), self.config.channels
+        keywords = {"generator": generator} if "generator" in scheduler.step.__code__.co_varnames else {}
+        before = generator.get_state()
+        x = x * scheduler.init_noise_sigma
+        for time in scheduler.timesteps:
+            epsilon = predict(scheduler.scale_model_input(x, time), time)[..., :channels]
+            x = scheduler.step(epsilon, time, x, **keywords).prev_sample
+            if not generator.get_state().equal(before):
+                raise ValueError(
+                    f"scheduler '{options.scheduler}' draws noise that cannot belong to an image; use a deterministic "
+                    f"one, such as {', '.join(SCHEDULERS)}."
+                )
+        return x
+
+    @staticmethod
+    def _exact(x: Tensor) -> Tensor:
+        return x if x.dtype == torch.float64 else x.float()
+
+
+def heun(velocity: Predict, x: Tensor, steps: int) -> Tensor:
+    """Solves dx/dt = velocity from t = 0 to 1 with Heun's method, except for the last step: t = 1 is not trained."""
+    times = torch.linspace(0, 1, steps + 1, device=x.device)
+    for index in range(steps):
+        now, width = times[index], times[index + 1] - times[index]
+        first = velocity(x, NUM_TIMESTEPS * now)
+        moved = x + width * first
+        if index < steps - 1:
+            second = velocity(moved, NUM_TIMESTEPS * times[index + 1])
+            moved = x + width * (first + second) / 2
+        x = moved
+    return x
+
+
+def make_scheduler(name: str) -> Any:
+    """A scheduler of diffusers over the head's betas, by short or class name.
+
+    Raises:
+        ValueError: If diffusers has no such scheduler.
+    """
+    import inspect
+
+    import diffusers
+
+    found = getattr(diffusers, SCHEDULERS.get(name, name), None)
+    if not (inspect.isclass(found) and issubclass(found, diffusers.SchedulerMixin)):
+        known = [*SCHEDULERS, *(n for n in dir(diffusers) if n.endswith("Scheduler") and not n.startswith("Flax"))]
+        raise ValueError(f"unknown scheduler '{name}'; {nearest(name, known)}.")
+    wanted = {
+        "num_train_timesteps": NUM_TIMESTEPS,
+        "trained_betas": cosine_betas().tolist(),
+        "prediction_type": "epsilon",
+        "clip_sample": False,
+        "timestep_spacing": "linspace",
+        "lambda_min_clipped": -5.1,  # the cosine schedule ends so noisy that the solver's logarithms would diverge
+    }
+    taken = inspect.signature(found).parameters
+    if "trained_betas" not in taken:
+        raise ValueError(f"scheduler '{name}' has a noise schedule of its own; use one of {', '.join(SCHEDULERS)}.")
+    return found(**{key: value for key, value in wanted.items() if key in taken})

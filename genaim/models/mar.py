@@ -1,0 +1,265 @@
+"""MAR: masked autoregressive generation (Li et al. 2024, https://arxiv.org/abs/2406.11838).
+
+Order: random sets. Head: diffusion (or any other; categorical over VQ codes is MaskGIT-like). Tokenizer: any single
+grid. An encoder sees the known tokens, a decoder fills the hidden positions with mask tokens; both start with buffer
+tokens that carry the class. Follows github.com/LTH14/mar, models/mar.py; official checkpoints load through
+`genaim.pretrained.mar`. Difference: the share of hidden tokens is drawn for every image, not once per batch, so that
+the rows of a batch are independent.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from genaim.core.attention import check_backend
+from genaim.core.conditioning import ClassEmbedding
+from genaim.core.masks import NEVER, StepMask
+from genaim.core.noise import Noise
+from genaim.core.order import RandomOrder
+from genaim.core.transformer import Transformer, TransformerConfig
+from genaim.heads import AnyHeadConfig, DiffusionHeadConfig
+from genaim.models.base import (
+    GenerativeModel,
+    GeneratorConfig,
+    Loss,
+    Predicted,
+    State,
+    empty_canvas,
+    gather,
+    make_head,
+    make_token_embed,
+    put,
+    with_preset,
+)
+from genaim.tokenizers import Tokenizer
+
+
+def _published(depth: int, width: int, heads: int, head_depth: int, head_width: int) -> dict[str, Any]:
+    head = {"kind": "diffusion", "depth": head_depth, "hidden": head_width}
+    return {"encoder_depth": depth, "decoder_depth": depth, "width": width, "num_heads": heads, "head": head}
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "base": _published(12, 768, 12, 6, 1024),
+    "large": _published(16, 1024, 16, 8, 1280),
+    "huge": _published(20, 1280, 16, 12, 1536),
+    "small": _published(6, 384, 6, 3, 512) | {"num_buffer": 16},
+    "tiny": _published(3, 160, 4, 3, 192) | {"num_buffer": 8},
+}
+HIDDEN_SHARE = (0.7, 0.25)  # the share of hidden tokens is normal around 1 with this deviation, cut to [0.7, 1]
+
+
+class MARConfig(GeneratorConfig):
+    """A masked autoregressive model; the defaults are those of MAR-B."""
+
+    kind: Literal["mar"] = "mar"
+    """Name in the registry of models."""
+    preset: str | None = None
+    """base, large and huge are the published sizes; small and tiny fit smaller machines. Other keys override it."""
+    head: AnyHeadConfig = DiffusionHeadConfig()
+    """Distribution of a token."""
+    encoder_depth: int = Field(12, ge=1)
+    """Blocks over the known tokens."""
+    decoder_depth: int = Field(12, ge=1)
+    """Blocks over all positions."""
+    width: int = Field(768, ge=1)
+    """Channels D of both."""
+    num_heads: int = Field(12, ge=1)
+    """Attention heads of both; they divide the width."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over the width."""
+    num_buffer: int = Field(64, ge=1)
+    """Elements that carry the class, before the tokens."""
+    num_steps: int = Field(64, ge=1)
+    """Steps of generation when none are asked for."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout after attention and MLP; MAR was trained with 0.1."""
+    attention_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout of attention weights; MAR was trained with 0.1."""
+    attention_backend: str = "sdpa"
+    """sdpa runs everywhere; flex and xformers are for CUDA."""
+    gradient_checkpointing: bool = False
+    """Recompute each block in the backward pass to save memory."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, data: Any) -> Any:
+        return with_preset(data, PRESETS)
+
+    @model_validator(mode="after")
+    def _check(self) -> "MARConfig":
+        if self.width % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} must divide width {self.width}")
+        check_backend(self.attention_backend)
+        return self
+
+    def transformer(self, depth: int) -> TransformerConfig:
+        """The shared transformer's config for encoder or decoder."""
+        return TransformerConfig(
+            width=self.width,
+            depth=depth,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            attention_backend=self.attention_backend,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
+
+
+@dataclass
+class MARState(State):
+    """Generation in progress."""
+
+    condition: Tensor
+    """Class embeddings, (B, D), or (2 B, D) with the null class behind."""
+    known: Tensor
+    """Which tokens of the canvas are there, (B, N) bool."""
+
+
+class MAR(GenerativeModel):
+    """Predicts random sets of tokens from all tokens known so far."""
+
+    guidance_schedule: ClassVar[str] = "linear_in_share"
+    config: MARConfig
+    order: RandomOrder
+
+    def __init__(self, config: MARConfig, tokenizer: Tokenizer) -> None:
+        """Builds the model.
+
+        Raises:
+            ValueError: If the head cannot predict the tokenizer's tokens, or these are not one grid.
+        """
+        super().__init__()
+        self.config, self.tokenizer = config, tokenizer
+        self.freeze_tokenizer()
+        self.order = RandomOrder(*tokenizer.grid, num_steps=config.num_steps)
+        width, tokens = config.width, tokenizer.num_tokens
+        self.class_embed = ClassEmbedding(config.num_classes, width, config.label_dropout)
+        self.token_embed = make_token_embed(tokenizer, width)
+        self.token_norm = nn.LayerNorm(width, eps=1e-6)
+        self.encoder_positions = _positions(config.num_buffer + tokens, width)
+        self.encoder = Transformer(config.transformer(config.encoder_depth))
+        self.decoder_embed = nn.Linear(width, width)
+        self.mask_token = _positions(1, width)
+        self.decoder_positions = _positions(config.num_buffer + tokens, width)
+        self.decoder = Transformer(config.transformer(config.decoder_depth))
+        self.output_positions = _positions(tokens, width)
+        self.head = make_head(config.head, width, tokenizer)
+        self.encoder.init_weights()
+        self.decoder.init_weights()
+
+    def encode_known(self, tokens: Tensor, known: Tensor, condition: Tensor) -> Tensor:
+        """The encoder over buffer and known tokens.
+
+        Args:
+            tokens: (B, N) int64 or (B, N, C).
+            known: (B, N) bool.
+            condition: Class embeddings, (B, D).
+
+        Returns:
+            (B, num_buffer + m, D), where m is the largest number of known tokens of an image; known tokens come in the
+            order of their positions, and rows with fewer end with features that nothing may use.
+        """
+        buffer = self.config.num_buffer
+        positions = known_positions(known)
+        x = self.token_embed(gather(tokens, positions))
+        x = torch.cat([condition[:, None].expand(-1, buffer, -1), x], dim=1)
+        x = x + torch.cat(
+            [self.encoder_positions[:buffer].expand(len(x), -1, -1), self.encoder_positions[buffer:][positions]], dim=1
+        )
+        out: Tensor = self.encoder(self.token_norm(x), mask=_padding_mask(positions, buffer))
+        return out
+
+    def decode_all(self, encoded: Tensor, known: Tensor) -> Tensor:
+        """The decoder over all positions.
+
+        Args:
+            encoded: The result of `encode_known`.
+            known: (B, N) bool.
+
+        Returns:
+            Features of every position, (B, N, D).
+        """
+        buffer = self.config.num_buffer
+        embedded = self.decoder_embed(encoded)
+        everywhere = self.mask_token.to(embedded.dtype).expand(*known.shape, -1)
+        x = put(everywhere, known_positions(known), embedded[:, buffer:])
+        x = torch.cat([embedded[:, :buffer], x], dim=1) + self.decoder_positions
+        out: Tensor = self.decoder(x)[:, buffer:] + self.output_positions
+        return out
+
+    def loss(self, tokens: Tensor, labels: Tensor, *, noise: Noise) -> Loss:
+        """The head's loss of the hidden tokens; in evaluation they are drawn as in training."""
+        labels = self.class_embed.drop(labels, noise) if self.training else self.class_embed.or_null(labels)
+        rank = noise.uniform(tokens.shape[1]).argsort(1).argsort(1)
+        known = rank >= hidden_count(noise, tokens.shape[1])[:, None]
+        features = self.decode_all(self.encode_known(tokens, known, self.class_embed(labels)), known)
+        losses = self.head.loss(features, tokens, noise=noise)
+        hidden = ~known
+        return Loss((losses * hidden).sum(), hidden.sum().to(losses.dtype))
+
+    def start(self, labels: Tensor, *, guided: bool) -> MARState:
+        """Begins generation."""
+        self.class_embed.check(labels)
+        batch_size = len(labels)
+        both = torch.cat([labels, self.class_embed.null(batch_size)]) if guided else labels
+        return MARState(
+            tokens=empty_canvas(batch_size, self.tokenizer, labels.device),
+            guided=guided,
+            condition=self.class_embed(both),
+            known=torch.zeros(batch_size, self.order.num_tokens, dtype=torch.bool, device=labels.device),
+        )
+
+    def predict(self, state: State, positions: Tensor) -> Predicted:
+        """Features at the positions of a step, (B, n, D)."""
+        assert isinstance(state, MARState)
+        twice = 2 if state.guided else 1
+        tokens = state.tokens.repeat(twice, *[1] * (state.tokens.dim() - 1))
+        known, positions = state.known.repeat(twice, 1), positions.repeat(twice, 1)
+        features = self.decode_all(self.encode_known(tokens, known, state.condition), known)
+        features = gather(features, positions)
+        if not state.guided:
+            return Predicted(features, None)
+        cond, uncond = features.chunk(2)
+        return Predicted(cond, uncond)
+
+    def commit(self, state: State, positions: Tensor, tokens: Tensor) -> None:
+        """Writes the tokens of a step."""
+        assert isinstance(state, MARState)
+        state.tokens = put(state.tokens, positions, tokens)
+        state.known = put(state.known, positions, torch.ones_like(positions, dtype=torch.bool))
+
+
+def hidden_count(noise: Noise, num_tokens: int) -> Tensor:
+    """How many tokens of each image training hides, (B,) int64: a truncated normal share, rounded up."""
+    least, deviation = HIDDEN_SHARE
+    below = 0.5 * (1 + math.erf((least - 1) / deviation / math.sqrt(2)))
+    quantile = below + noise.uniform(1)[:, 0] * (0.5 - below)
+    share: Tensor = 1 + deviation * torch.special.ndtri(quantile)
+    return (share.clamp(least, 1) * num_tokens).ceil().long()
+
+
+def known_positions(known: Tensor) -> Tensor:
+    """Positions of the known tokens in ascending order, (B, N) bool to (B, m) int64; shorter rows end with -1."""
+    counts = known.sum(1)
+    front = (~known).to(torch.int8).argsort(dim=1, stable=True)[:, : int(counts.max())]
+    return torch.where(torch.arange(front.shape[1], device=known.device) < counts[:, None], front, -1)
+
+
+def _padding_mask(positions: Tensor, buffer: int) -> StepMask | None:
+    """Hides the elements of missing positions; None where there are none."""
+    if positions.numel() == 0 or bool((positions >= 0).all()):
+        return None
+    steps = torch.where(positions < 0, NEVER, 0)
+    steps = torch.cat([steps.new_zeros(len(steps), buffer), steps], dim=1)
+    return StepMask(torch.zeros_like(steps), steps)
+
+
+def _positions(count: int, width: int) -> nn.Parameter:
+    """Learned embeddings, initialised as published."""
+    return nn.Parameter(nn.init.normal_(torch.empty(count, width), std=0.02))
