@@ -37,7 +37,7 @@ class ParitySet:
         state = {}
         for key, shape in shapes.items():
             size = int(np.prod(shape))
-            if key in rule["zero"]:
+            if key in rule.get("zero", []):
                 state[key] = torch.zeros(shape)
                 continue
             u = _uniform(zlib.crc32(f"{rule['salt']}:{key}".encode()), size)

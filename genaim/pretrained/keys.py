@@ -16,6 +16,22 @@ from torch import Tensor, nn
 
 KeyTable = Sequence[tuple[str, str | None]]
 
+CONVOLUTIONAL: KeyTable = [
+    # a resolution level, a block in it
+    (r"(encoder|decoder)\.(?:down|up)\.(\d+)\.block\.(\d+)\.nin_shortcut\.(.+)", r"\1.levels.\2.blocks.\3.shortcut.\4"),
+    (r"(encoder|decoder)\.(?:down|up)\.(\d+)\.block\.(.+)", r"\1.levels.\2.blocks.\3"),
+    (r"(encoder|decoder)\.(?:down|up)\.(\d+)\.attn\.(\d+)\.proj_out\.(.+)", r"\1.levels.\2.attentions.\3.proj.\4"),
+    (r"(encoder|decoder)\.(?:down|up)\.(\d+)\.attn\.(.+)", r"\1.levels.\2.attentions.\3"),
+    (r"(encoder|decoder)\.(?:down|up)\.(\d+)\.(?:downsample|upsample)\.(.+)", r"\1.levels.\2.resample.\3"),
+    (r"(encoder|decoder)\.mid\.block_1\.(.+)", r"\1.middle.0.\2"),
+    (r"(encoder|decoder)\.mid\.attn_1\.proj_out\.(.+)", r"\1.middle.1.proj.\2"),
+    (r"(encoder|decoder)\.mid\.attn_1\.(.+)", r"\1.middle.1.\2"),
+    (r"(encoder|decoder)\.mid\.block_2\.(.+)", r"\1.middle.2.\2"),
+    (r"((?:encoder|decoder)\.(?:conv_in|norm_out|conv_out)\..+)", r"\1"),
+    (r"((?:quant_conv|post_quant_conv)\..+)", r"\1"),
+]
+"""The encoder and decoder of `genaim.tokenizers.autoencoder`, as VAR and MAR both publish them."""
+
 
 def rename(state: Mapping[str, Tensor], table: KeyTable, family: str) -> dict[str, Tensor]:
     """Our names for a checkpoint's tensors.

@@ -6,26 +6,11 @@ import torch
 from torch import Tensor
 
 from genaim.models import VAR
-from genaim.pretrained.keys import KeyTable, load_strict, rename
+from genaim.pretrained.keys import CONVOLUTIONAL, KeyTable, load_strict, rename
 from genaim.tokenizers import MultiScaleVQ
 
-_CONVOLUTIONAL: list[tuple[str, str | None]] = [
-    # a resolution level, a block in it
-    (r"(encoder|decoder)\.(?:down|up)\.(\d+)\.block\.(\d+)\.nin_shortcut\.(.+)", r"\1.levels.\2.blocks.\3.shortcut.\4"),
-    (r"(encoder|decoder)\.(?:down|up)\.(\d+)\.block\.(.+)", r"\1.levels.\2.blocks.\3"),
-    (r"(encoder|decoder)\.(?:down|up)\.(\d+)\.attn\.(\d+)\.proj_out\.(.+)", r"\1.levels.\2.attentions.\3.proj.\4"),
-    (r"(encoder|decoder)\.(?:down|up)\.(\d+)\.attn\.(.+)", r"\1.levels.\2.attentions.\3"),
-    (r"(encoder|decoder)\.(?:down|up)\.(\d+)\.(?:downsample|upsample)\.(.+)", r"\1.levels.\2.resample.\3"),
-    (r"(encoder|decoder)\.mid\.block_1\.(.+)", r"\1.middle.0.\2"),
-    (r"(encoder|decoder)\.mid\.attn_1\.proj_out\.(.+)", r"\1.middle.1.proj.\2"),
-    (r"(encoder|decoder)\.mid\.attn_1\.(.+)", r"\1.middle.1.\2"),
-    (r"(encoder|decoder)\.mid\.block_2\.(.+)", r"\1.middle.2.\2"),
-    (r"((?:encoder|decoder)\.(?:conv_in|norm_out|conv_out)\..+)", r"\1"),
-    (r"((?:quant_conv|post_quant_conv)\..+)", r"\1"),
-]
-
 VQVAE_KEYS: KeyTable = [
-    *_CONVOLUTIONAL,
+    *CONVOLUTIONAL,
     (r"quantize\.embedding\.weight", r"codebook.weight"),
     (r"quantize\.quant_resi\.qresi_ls\.(.+)", r"residual_convs.convs.\1"),
     (r"quantize\.ema_vocab_hit_SV", None),  # usage statistics
