@@ -8,7 +8,7 @@ several thousand, and the published code yields NaN in half precision.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -224,24 +224,39 @@ class DiffusionHead(Head):
                 )
                 return torch.cat([guided, out[0, ..., channels:]], dim=-1)
 
-            x = noise.normal(features.shape[1], self.config.channels).to(condition.dtype)
+            x = self._exact(noise.normal(features.shape[1], self.config.channels).to(features.dtype))
             if self.config.objective == "flow":
                 if options.scheduler is not None:
                     raise ValueError("scheduler is for heads of objective 'epsilon'; this one is 'flow': leave it out.")
                 return heun(predict, x * options.temperature, steps)
             if options.scheduler is not None:
                 return self._by_scheduler(predict, x, options, steps)
-            return self._ancestral(predict, x, options.temperature, steps, noise)
+            *_, last = self.trajectory(predict, x, steps, options.temperature, noise)
+            return last
 
-    def _ancestral(self, predict: Predict, x: Tensor, temperature: float, steps: int, noise: Noise) -> Tensor:
-        diffusion = self.diffusion if steps == NUM_TIMESTEPS else Diffusion(steps)
+    def predictor(self, features: Tensor, uncond_features: Tensor | None, guidance_scale: Tensor | float) -> Predict:
+        """The network at given features; these are projected once for all steps."""
+        parts = [features] if uncond_features is None else [features, uncond_features]
+        condition = torch.stack([self.net.condition_embed(self._exact(part)) for part in parts])
+
+        def predict(x: Tensor, time: Tensor) -> Tensor:
+            out = self.net(x.expand(len(parts), *x.shape), time, condition)
+            moved, rest = out[..., : self.config.channels], out[0, ..., self.config.channels :]
+            guided = guide(moved[0], None if len(parts) == 1 else moved[1], guidance_scale)
+            return torch.cat([guided, rest], dim=-1)
+
+        return predict
+
+    def trajectory(self, predict: Predict, x: Tensor, steps: int, temperature: float, noise: Noise) -> Iterator[Tensor]:
+        """Ancestral sampling from noise x (B, n, C): the tokens after each step, the last ones are the sample."""
+        diffusion = Diffusion(steps)
         for step in reversed(range(diffusion.num_steps)):
             index = torch.tensor(step, device=x.device)
             epsilon, fraction = predict(x, diffusion.timesteps.to(x.device)[step]).chunk(2, dim=-1)
             mean, log_variance = diffusion.reverse(epsilon, fraction, x, index)
             drawn = noise.normal(*x.shape[1:]).to(x.dtype)
             x = mean + (0.5 * log_variance).exp() * drawn * temperature if step else mean
-        return x
+            yield x
 
     def _by_scheduler(self, predict: Predict, x: Tensor, options: SamplingOptions, steps: int) -> Tensor:
         if options.temperature != 1.0:

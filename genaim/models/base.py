@@ -174,12 +174,13 @@ def make_token_embed(tokenizer: Tokenizer, width: int) -> nn.Module:
     return nn.Linear(tokenizer.token_channels, width)
 
 
-def empty_canvas(batch_size: int, tokenizer: Tokenizer, device: torch.device) -> Tensor:
-    """Zero tokens, (B, N) int64 or (B, N, C) float32."""
+def empty_canvas(batch_size: int, tokenizer: Tokenizer, like: Tensor) -> Tensor:
+    """Zero tokens, (B, N) int64 or (B, N, C), on the device of ``like`` and in its precision, but at least float32."""
     if tokenizer.codebook_size is not None:
-        return torch.zeros(batch_size, tokenizer.num_tokens, dtype=torch.int64, device=device)
+        return torch.zeros(batch_size, tokenizer.num_tokens, dtype=torch.int64, device=like.device)
     assert tokenizer.token_channels is not None
-    return torch.zeros(batch_size, tokenizer.num_tokens, tokenizer.token_channels, device=device)
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.zeros(batch_size, tokenizer.num_tokens, tokenizer.token_channels, dtype=dtype, device=like.device)
 
 
 def gather(values: Tensor, positions: Tensor) -> Tensor:

@@ -189,12 +189,12 @@ class CausalGenerator(GenerativeModel):
         """Begins generation; allocates the cache."""
         self.class_embed.check(labels)
         batch_size = len(labels)
-        both = torch.cat([labels, self.class_embed.null(batch_size)]) if guided else labels
+        condition = self.class_embed(torch.cat([labels, self.class_embed.null(batch_size)]) if guided else labels)
         return CausalState(
-            tokens=empty_canvas(batch_size, self.tokenizer, labels.device),
+            tokens=empty_canvas(batch_size, self.tokenizer, condition),
             guided=guided,
-            condition=self.class_embed(both),
-            cache=self.transformer.make_cache(len(both), self.order.num_tokens),
+            condition=condition,
+            cache=self.transformer.make_cache(len(condition), self.order.num_tokens),
             last=None,
         )
 

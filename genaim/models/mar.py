@@ -207,11 +207,11 @@ class MAR(GenerativeModel):
         """Begins generation."""
         self.class_embed.check(labels)
         batch_size = len(labels)
-        both = torch.cat([labels, self.class_embed.null(batch_size)]) if guided else labels
+        condition = self.class_embed(torch.cat([labels, self.class_embed.null(batch_size)]) if guided else labels)
         return MARState(
-            tokens=empty_canvas(batch_size, self.tokenizer, labels.device),
+            tokens=empty_canvas(batch_size, self.tokenizer, condition),
             guided=guided,
-            condition=self.class_embed(both),
+            condition=condition,
             known=torch.zeros(batch_size, self.order.num_tokens, dtype=torch.bool, device=labels.device),
         )
 

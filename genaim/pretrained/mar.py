@@ -1,4 +1,4 @@
-"""Official MAR checkpoints (github.com/LTH14/mar): the tokenizer ``kl16.ckpt``."""
+"""Official MAR checkpoints (github.com/LTH14/mar): the tokenizer ``kl16.ckpt`` and the models B, L and H."""
 
 import re
 from collections.abc import Mapping
@@ -6,10 +6,47 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from genaim.pretrained.keys import CONVOLUTIONAL, load_strict, rename
+from genaim.models import MAR
+from genaim.pretrained.keys import CONVOLUTIONAL, KeyTable, load_strict, rename
 from genaim.tokenizers import KLAutoencoder
 
 KL16_SCALE = 0.2325  # stands in the official code, not in its files
+
+MAR_KEYS: KeyTable = [
+    (r"fake_latent", r"null_class"),
+    (r"class_emb\.weight", r"classes"),
+    (r"(encoder|decoder)_pos_embed_learned", r"\1_positions"),
+    (r"diffusion_pos_embed_learned", r"output_positions"),
+    (r"mask_token", r"mask_token"),
+    (r"z_proj\.(.+)", r"token_embed.\1"),
+    (r"z_proj_ln\.(.+)", r"token_norm.\1"),
+    (r"(decoder_embed\..+)", r"\1"),
+    (r"(encoder|decoder)_(blocks|norm)\.(.+)", r"\1.\2.\3"),
+    (r"diffloss\.net\.time_embed\.mlp\.(.+)", r"head.net.time_embed.\1"),
+    (r"diffloss\.net\.cond_embed\.(.+)", r"head.net.condition_embed.\1"),
+    (r"diffloss\.net\.input_proj\.(.+)", r"head.net.token_embed.\1"),
+    (r"diffloss\.net\.res_blocks\.(\d+)\.in_ln\.(.+)", r"head.net.blocks.\1.norm.\2"),
+    (r"diffloss\.net\.res_blocks\.(\d+)\.mlp\.0\.(.+)", r"head.net.blocks.\1.fc1.\2"),
+    (r"diffloss\.net\.res_blocks\.(\d+)\.mlp\.2\.(.+)", r"head.net.blocks.\1.fc2.\2"),
+    (r"diffloss\.net\.res_blocks\.(\d+)\.adaLN_modulation\.1\.(.+)", r"head.net.blocks.\1.modulation.\2"),
+    (r"diffloss\.net\.final_layer\.adaLN_modulation\.1\.(.+)", r"head.net.norm_modulation.\1"),
+    (r"diffloss\.net\.final_layer\.linear\.(.+)", r"head.net.out.\1"),
+]
+
+
+def load_official_mar(model: MAR, state: Mapping[str, Tensor]) -> None:
+    """Fills a MAR from an official state dict (of a published file the one under ``model_ema``).
+
+    The null class, which is stored apart, becomes the last row of the class table; the tokenizer stays as it is.
+
+    Raises:
+        ValueError: If a key or shape does not fit.
+    """
+    renamed = rename(state, MAR_KEYS, "MAR")
+    if "classes" in renamed and "null_class" in renamed:
+        renamed["class_embed.table.weight"] = torch.cat([renamed.pop("classes"), renamed.pop("null_class")])
+    renamed |= {f"tokenizer.{k}": v for k, v in model.tokenizer.state_dict().items()}
+    load_strict(model, renamed, "MAR")
 
 
 def load_official_kl16(tokenizer: KLAutoencoder, state: Mapping[str, Tensor]) -> None:

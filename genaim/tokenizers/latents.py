@@ -101,8 +101,7 @@ class LatentTokenizer(Tokenizer):
 
     def latent_to_tokens(self, latent: Tensor) -> Tensor:
         """(B, C, h, w) to (B, N, C p p)."""
-        p = self.patch_size
-        return rearrange(latent, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
+        return latent_to_tokens(latent, self.patch_size)
 
     def tokens_to_latent(self, tokens: Tensor) -> Tensor:
         """(B, N, C p p) to (B, C, h, w)."""
@@ -189,6 +188,11 @@ class KLAutoencoder(LatentTokenizer, TrainableTokenizer):
         if self.config.latent_scale is None:
             before = self.latent_scale.square().reciprocal() if self.latent_scale > 0 else latent_square
             self.latent_scale.copy_((decay * before + (1 - decay) * latent_square).rsqrt())
+
+
+def latent_to_tokens(latent: Tensor, patch_size: int) -> Tensor:
+    """(B, C, h, w) to (B, N, C p p): row-major patches, values ordered (channel, row, column)."""
+    return rearrange(latent, "b c (h p) (w q) -> b (h w) (c p q)", p=patch_size, q=patch_size)
 
 
 def split_moments(moments: Tensor) -> Posterior:
