@@ -213,18 +213,8 @@ class DiffusionHead(Head):
         self.check_options(options)
         steps = options.diffusion_steps or self.config.diffusion_steps
         with torch.autocast(features.device.type, enabled=False):
-            parts = [features] if uncond_features is None else [features, uncond_features]
-            condition = torch.stack([self.net.condition_embed(self._exact(part)) for part in parts])
-
-            def predict(x: Tensor, time: Tensor) -> Tensor:
-                out = self.net(x.expand(len(parts), *x.shape), time, condition)
-                channels = self.config.channels
-                guided = guide(
-                    out[0, ..., :channels], None if len(parts) == 1 else out[1, ..., :channels], guidance_scale
-                )
-                return torch.cat([guided, out[0, ..., channels:]], dim=-1)
-
-            x = self._exact(noise.normal(features.shape[1], self.config.channels).to(features.dtype))
+            predict = self.predictor(features, uncond_features, guidance_scale)
+            x = noise.normal(features.shape[1], self.config.channels).to(self._exact(features).dtype)
             if self.config.objective == "flow":
                 if options.scheduler is not None:
                     raise ValueError("scheduler is for heads of objective 'epsilon'; this one is 'flow': leave it out.")
