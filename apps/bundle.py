@@ -5,7 +5,7 @@ The card's figures and pictures come from the exported weights, so that they des
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -51,13 +51,15 @@ def bundle(
     out: Annotated[Path | None, typer.Option(help="Folder of bundled models. Default: that of the package.")] = None,
 ) -> None:
     """Export a run's averaged weights in 16 bits, and write the model card with pictures."""
-    from apps.describe import load
     from apps.model_card import Origin, write_card
     from apps.progress import make_progress
-    from genaim.pretrained.store import BUNDLED, save_model
+    from genaim.pretrained.store import BUNDLED, load_generator, load_tokenizer, save_model
 
     config = read_run(run)
     progress = make_progress()
+    load: Callable[[str], GenerativeModel | Tokenizer] = (
+        load_generator if config.kind == "generator" else load_tokenizer
+    )
     module = load(str(run))
     settings = None
     if config.kind == "generator":
@@ -81,16 +83,19 @@ def read_run(run: Path) -> "TokenizerRunConfig | GeneratorRunConfig":
     """The recipe of a run folder, as it was run.
 
     Raises:
-        ValueError: If it is not a run folder.
+        ValueError: If it is not a run folder, or that of an encoder.
     """
     import yaml
 
-    from genaim.training.config import parse_run
+    from genaim.training.config import EncoderRunConfig, parse_run
 
     path = run / "config.yaml"
     if not path.is_file():
         raise ValueError(f"'{run}' is not a run folder: it has no config.yaml; give a folder that genaim train wrote.")
-    return parse_run(yaml.safe_load(path.read_text()), str(path))
+    config = parse_run(yaml.safe_load(path.read_text()), str(path))
+    if isinstance(config, EncoderRunConfig):
+        raise ValueError(f"'{run}' is an encoder, which has no samples to show; bundle a generator or a tokenizer.")
+    return config
 
 
 def set_sampling(

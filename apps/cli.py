@@ -108,7 +108,7 @@ def train(
     ] = None,
     keys: Annotated[bool, typer.Option("--keys", help="Show every key, its value and its meaning, and stop.")] = False,
 ) -> None:
-    """Train a tokenizer or a generator from images. The same command again continues where it stopped."""
+    """Train a tokenizer, a generator or an encoder from images. The same command again continues where it stopped."""
     if keys:
         from apps.describe import show_keys
 

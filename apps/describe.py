@@ -1,7 +1,7 @@
 """`genaim models`, `genaim info` and the keys of recipes: what there is, told in tables."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -13,11 +13,11 @@ from rich.table import Table
 from torch import nn
 
 from genaim.config import find_recipe, load_config, recipes
-from genaim.models import GenerativeModel
-from genaim.pretrained import bundled, find, load_generator, load_tokenizer
+from genaim.models import Encoder, GenerativeModel
+from genaim.pretrained import bundled, find, load_encoder, load_generator, load_tokenizer
 from genaim.pretrained.store import read_config
 from genaim.tokenizers import Tokenizer
-from genaim.training.config import GeneratorRunConfig, TokenizerRunConfig, parse_run
+from genaim.training.config import RUNS, parse_run
 
 CARD = "README.md"
 PIPE_WIDTH = 160
@@ -31,7 +31,7 @@ def show_models() -> None:
     for name, folder in bundled().items():
         model = load(name)
         classes = model.config.num_classes if isinstance(model, GenerativeModel) else ""
-        kind, side = kind_of(model), tokenizer_of(model).image_size
+        kind, side = kind_of(model), sized(model).image_size
         size = f"{disk_size(folder) / 1e6:.1f} MB"
         table.add_row(name, kind, f"{side}x{side}", str(classes), millions(model), size, licence(folder) or "")
     if table.row_count:
@@ -61,12 +61,11 @@ def show_info(name: str) -> None:
     """
     folder = find(name)
     model = load(name)
-    tokenizer = tokenizer_of(model)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column()
     rows: dict[str, str] = {"model": f"{name}, {kind_of(model)}", "folder": str(folder)}
-    rows["images"] = f"{tokenizer.image_size}x{tokenizer.image_size}, {tokenizer.num_tokens} tokens each"
+    rows["images"] = f"{sized(model).image_size}x{sized(model).image_size}, {sized(model).num_tokens} tokens each"
     rows["parameters"] = f"{millions(model)}: " + ", ".join(
         f"{part} {millions(module)}"
         for part, module in model.named_children()
@@ -76,8 +75,10 @@ def show_info(name: str) -> None:
         rows["classes"] = class_list(model)
         sampling = model.config.sampling.model_dump().items()
         rows["sampling"] = ", ".join(f"{k} {'off' if v is None else f'{v:g}'}" for k, v in sampling)
+    if isinstance(model, GenerativeModel | Encoder):
         rows["config"] = as_yaml(model.config)
-    rows["tokenizer"] = as_yaml(tokenizer.config)
+    if not isinstance(model, Encoder):
+        rows["tokenizer"] = as_yaml(tokenizer_of(model).config)
     if (folder / CARD).is_file():
         rows["card"] = str(folder / CARD)
         rows["licence"] = licence(folder) or "not in the card"
@@ -96,7 +97,7 @@ def show_keys(recipe: str | None, overrides: Sequence[str]) -> None:
         config = parse_run(load_config(find_recipe(recipe), overrides), recipe)
         print_keys(type(config), config.model_dump(mode="json"))
         return
-    for cls in (TokenizerRunConfig, GeneratorRunConfig):
+    for cls in RUNS.values():
         print(f"# {cls.__doc__}\n")
         print_keys(cls, None)
 
@@ -126,9 +127,19 @@ def config_keys(cls: type[BaseModel], values: Any, prefix: str = "") -> Iterator
 # Parts
 
 
-def load(name: str) -> GenerativeModel | Tokenizer:
-    """A generator or tokenizer, by bundled name or folder."""
-    return load_tokenizer(name) if read_config(find(name))["kind"] == "tokenizer" else load_generator(name)
+def load(name: str) -> GenerativeModel | Encoder | Tokenizer:
+    """A generator, encoder or tokenizer, by bundled name or folder."""
+    loaders: dict[str, Callable[[str], GenerativeModel | Encoder | Tokenizer]] = {
+        "generator": load_generator,
+        "encoder": load_encoder,
+        "tokenizer": load_tokenizer,
+    }
+    return loaders[read_config(find(name))["kind"]](name)
+
+
+def sized(model: GenerativeModel | Encoder | Tokenizer) -> Encoder | Tokenizer:
+    """What knows the size of a model's images: its tokenizer, or itself."""
+    return model if isinstance(model, Encoder) else tokenizer_of(model)
 
 
 def tokenizer_of(model: GenerativeModel | Tokenizer) -> Tokenizer:
@@ -136,10 +147,12 @@ def tokenizer_of(model: GenerativeModel | Tokenizer) -> Tokenizer:
     return model.tokenizer if isinstance(model, GenerativeModel) else model
 
 
-def kind_of(model: GenerativeModel | Tokenizer) -> str:
-    """Such as ``var`` or ``multiscale_vq tokenizer``."""
+def kind_of(model: GenerativeModel | Encoder | Tokenizer) -> str:
+    """Such as ``var``, ``aim encoder`` or ``multiscale_vq tokenizer``."""
     kind: str = getattr(model.config, "kind", type(model).__name__)
-    return kind if isinstance(model, GenerativeModel) else f"{kind} tokenizer"
+    if isinstance(model, GenerativeModel):
+        return kind
+    return f"{kind} {'encoder' if isinstance(model, Encoder) else 'tokenizer'}"
 
 
 def class_list(model: GenerativeModel, most: int = 20) -> str:

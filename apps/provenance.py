@@ -15,7 +15,7 @@ from torch import Tensor
 from apps.describe import in_yaml
 from genaim.config import data_root, find_recipe, load_config, nearest
 from genaim.data import DataConfig, ImageDataset, SourceConfig, build_dataset, eval_batches
-from genaim.training.config import GeneratorRunConfig, TokenizerRunConfig, parse_run
+from genaim.training.config import AnyRunConfig, GeneratorRunConfig, TokenizerRunConfig, parse_run
 from genaim.training.progress import Progress
 
 BATCH_SIZE = 32
@@ -107,7 +107,7 @@ def command(config: TokenizerRunConfig | GeneratorRunConfig, recipe: str) -> str
     return shlex.join(["genaim", "train", recipe, *changed])
 
 
-def portable(config: TokenizerRunConfig | GeneratorRunConfig) -> dict[str, Any]:
+def portable(config: AnyRunConfig) -> dict[str, Any]:
     """A recipe without what does not change the weights, and without this machine's folders."""
     plain = config.model_dump(mode="json", exclude={"tokenizer_weights"})
     for key in ("folder", "device", "trackers", "cache_folder", "log_every", "save_every", "validate_every"):

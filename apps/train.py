@@ -27,7 +27,8 @@ def train(recipe: str, overrides: Sequence[str]) -> None:
     device = pick_device(config.device)
     dtype = str(pick_dtype(config.dtype, device)).removeprefix("torch.")
     progress = make_progress()
-    work = f"a {config.kind}, {config.steps} steps of {config.batch_size} images"
+    what = "an encoder" if config.kind == "encoder" else f"a {config.kind}"
+    work = f"{what}, {config.steps} steps of {config.batch_size} images"
     progress.say(f"{config.name}: training {work}, on {device} in {dtype}")
     try:
         folder = run_training(
@@ -44,3 +45,5 @@ def train(recipe: str, overrides: Sequence[str]) -> None:
     progress.say(f"trained: {folder}")
     if config.kind == "generator":
         progress.say(f"look at it with: genaim sample --model {shlex.quote(str(folder))}")
+    if config.kind == "encoder":
+        progress.say(f"use it with: genaim.pretrained.load_encoder({str(folder)!r}).features(images)")

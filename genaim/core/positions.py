@@ -16,15 +16,16 @@ def sincos_2d(height: int, width: int, channels: int, base: float = 10000.0) -> 
         base: Longest wavelength over 2 pi.
 
     Returns:
-        (height * width, channels) float32, row-major.
+        (height * width, channels) float32, row-major, on the CPU whatever the default device.
 
     Raises:
         ValueError: If channels is not a multiple of 4.
     """
     if channels % 4:
         raise ValueError(f"2-D sine-cosine positions need a multiple of 4 channels, not {channels}.")
-    frequency = base ** (-torch.arange(channels // 4, dtype=torch.float64) / (channels // 4))
-    rows, columns = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
+    frequency = base ** (-torch.arange(channels // 4, dtype=torch.float64, device="cpu") / (channels // 4))
+    axes = (torch.arange(side, dtype=torch.float64, device="cpu") for side in (height, width))
+    rows, columns = torch.meshgrid(*axes, indexing="ij")
     halves = [axis.flatten()[:, None] * frequency for axis in (columns, rows)]  # (h * w, D / 4) each
     return torch.cat([part for half in halves for part in (half.sin(), half.cos())], dim=1).float()
 

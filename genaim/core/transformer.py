@@ -11,6 +11,7 @@ The families differ in norm, bias, MLP, q/k normalisation, conditioning and mask
 
 import math
 import re
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -205,17 +206,35 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         noise: Noise | None = None,
     ) -> Tensor:
-        """Runs all blocks.
+        """Runs all blocks and the final norm; arguments and errors are those of `hidden_states`.
+
+        Returns:
+            Features after the final norm, (B, n, D).
+        """
+        for hidden in self.hidden_states(x, mask=mask, condition=condition, cache=cache, noise=noise):
+            x = hidden
+        return self.final_norm(x, condition)
+
+    def hidden_states(
+        self,
+        x: Tensor,
+        *,
+        mask: StepMask | None = None,
+        condition: Tensor | None = None,
+        cache: KVCache | None = None,
+        noise: Noise | None = None,
+    ) -> Iterator[Tensor]:
+        """Yields the output of every block in turn, before any norm; who stops early computes no more.
 
         Args:
             x: Elements, (B, n, D).
             mask: Step ids of queries and keys, or None to attend everywhere (and for cached decoding step by step).
             condition: (B, condition_width), required when the config has conditioning.
-            cache: Appended to, once per block; `mask` then covers the cached keys too.
+            cache: Appended to, once per block, and advanced after the last; `mask` then covers the cached keys too.
             noise: Source of drop-path decisions in training; None drops nothing.
 
-        Returns:
-            Features after the final norm, (B, n, D).
+        Yields:
+            (B, n, D).
 
         Raises:
             ValueError: If a condition is missing or not wanted.
@@ -226,10 +245,9 @@ class Transformer(nn.Module):
                 f"conditioning is '{c.conditioning}', but condition is {'missing' * (condition is None) or 'given'}."
             )
         native = prepare_mask(mask, c.attention_backend, x.dtype)
-        activated = None if condition is None else F.silu(condition)
-        block_condition = activated
+        block_condition = None if condition is None else F.silu(condition)
         if c.conditioning == "shared_adaln":
-            block_condition = self.shared_modulation(activated).unflatten(-1, (6, -1))
+            block_condition = self.shared_modulation(block_condition).unflatten(-1, (6, -1))
         drops: list[Tensor | None] = [None] * c.depth
         if self.training and c.drop_path > 0 and noise is not None:
             drops = list(noise.uniform(c.depth, 2).unbind(1))
@@ -239,12 +257,16 @@ class Transformer(nn.Module):
                 x = checkpoint(block, *arguments, use_reentrant=False)
             else:
                 x = block(*arguments)
-        if cache is not None:
-            cache.advance(x.shape[1])
+            if cache is not None and layer == c.depth - 1:
+                cache.advance(x.shape[1])
+            yield x
+
+    def final_norm(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The norm behind the last block, (B, n, D), modulated by the condition when the blocks are."""
         x = self.norm(x)
-        if activated is None:
+        if condition is None:
             return x
-        scale, shift = self.norm_modulation(activated).unsqueeze(1).chunk(2, dim=-1)
+        scale, shift = self.norm_modulation(F.silu(condition)).unsqueeze(1).chunk(2, dim=-1)
         return modulate(x, scale, shift)
 
     @torch.no_grad()

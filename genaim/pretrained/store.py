@@ -1,8 +1,8 @@
 """Models on disk: a folder with ``config.json`` and safetensors weights, or the run folder of a training.
 
 MODEL/config.json            kind, configs, and the tokenizer's name when it is shared
-MODEL/model.safetensors      weights of the generator, or of the tokenizer when that is the model
-MODEL/tokenizer/             the tokenizer's own folder, unless it is shared
+MODEL/model.safetensors      weights of the generator, encoder or tokenizer, whichever the model is
+MODEL/tokenizer/             the generator's tokenizer, unless it is shared
 """
 
 import json
@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from genaim.config import nearest, validate
-from genaim.models import MODELS, GenerativeModel
+from genaim.models import ENCODERS, MODELS, Encoder, GenerativeModel
 from genaim.tokenizers import TOKENIZERS, PixelPatches, PixelPatchesConfig, Tokenizer
 
 FORMAT = 1
-CONFIG_KEYS = {"generator": {"model", "tokenizer"}, "tokenizer": {"tokenizer"}}
+CONFIG_KEYS = {"generator": {"model", "tokenizer"}, "tokenizer": {"tokenizer"}, "encoder": {"model"}}
+A_KIND = {"generator": "a generator", "tokenizer": "a tokenizer", "encoder": "an encoder"}
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -87,6 +88,8 @@ def _read_run(folder: Path) -> dict[str, Any]:
     config = {"kind": run["kind"], "weights": run_weights(folder)}
     if run["kind"] == "tokenizer":
         return config | {"tokenizer": run["tokenizer"]}
+    if run["kind"] == "encoder":
+        return config | {"model": run["model"]}
     return config | {"model": run["model"], "tokenizer": "tokenizer"}
 
 
@@ -108,12 +111,14 @@ def load_tokenizer(name: str | PixelPatchesConfig, *, device: torch.device | str
     The config of pixel patches, which have no weights, is enough by itself.
 
     Raises:
-        ValueError: If it cannot be found or read.
+        ValueError: If it cannot be found or read, or is an encoder.
     """
     if isinstance(name, PixelPatchesConfig):
         return PixelPatches(name).eval()
     folder = find(name)
     config = read_config(folder)
+    if config["kind"] == "encoder":
+        raise ValueError(f"'{name}' is an encoder, which has no tokenizer; give a tokenizer or a generator.")
     if config["kind"] == "generator":
         return load_tokenizer(_tokenizer_of(folder, config), device=device)
     return _build(_tokenizer(config["tokenizer"], str(folder)), _weights(folder, config), folder).to(device)
@@ -123,18 +128,36 @@ def load_generator(name: str, *, device: torch.device | str = "cpu") -> Generati
     """A generator with its tokenizer, by bundled name, model folder or run folder.
 
     Raises:
-        ValueError: If it cannot be found or read, or is a tokenizer.
+        ValueError: If it cannot be found or read, or is no generator.
     """
     folder = find(name)
     config = read_config(folder)
     if config["kind"] != "generator":
         generators = [n for n, p in bundled().items() if read_config(p)["kind"] == "generator"]
-        raise ValueError(
-            f"'{name}' is a tokenizer, which cannot generate; bundled generators: {', '.join(generators)}."
-        )
+        what = A_KIND[config["kind"]]
+        raise ValueError(f"'{name}' is {what}, which cannot generate; bundled generators: {', '.join(generators)}.")
     tokenizer = load_tokenizer(_tokenizer_of(folder, config))
     model = build_generator(config["model"], tokenizer, str(folder))
     return _build(model, _weights(folder, config), folder).to(device)
+
+
+def load_encoder(name: str, *, device: torch.device | str = "cpu") -> Encoder:
+    """An encoder by bundled name, model folder or run folder.
+
+    Raises:
+        ValueError: If it cannot be found or read, or is no encoder.
+    """
+    folder = find(name)
+    config = read_config(folder)
+    if config["kind"] != "encoder":
+        raise ValueError(f"'{name}' is {A_KIND[config['kind']]}, not an encoder; give an encoder's folder.")
+    kind = config["model"].get("kind", "aim")
+    if kind not in ENCODERS:
+        raise ValueError(f"{folder}: unknown encoder kind {kind!r}; {nearest(str(kind), ENCODERS)}.")
+    config_class, encoder_class = ENCODERS[kind]
+    build: Any = encoder_class
+    encoder: Encoder = build(validate(config_class, config["model"], str(folder)))
+    return _build(encoder, _weights(folder, config), folder).to(device)
 
 
 def build_generator(config: dict[str, Any], tokenizer: Tokenizer, source: str) -> GenerativeModel:
@@ -150,7 +173,7 @@ def build_generator(config: dict[str, Any], tokenizer: Tokenizer, source: str) -
 
 def save_model(
     folder: Path,
-    module: GenerativeModel | Tokenizer,
+    module: GenerativeModel | Encoder | Tokenizer,
     *,
     dtype: torch.dtype = torch.float32,
     shared_tokenizer: str | None = None,
@@ -159,7 +182,7 @@ def save_model(
 
     Args:
         folder: Where to; an existing model there is replaced.
-        module: Generator or tokenizer.
+        module: Generator, encoder or tokenizer.
         dtype: Format of the stored weights.
         shared_tokenizer: Name of a bundled tokenizer to refer to, instead of a copy.
 
@@ -180,6 +203,9 @@ def save_model(
         }
         if shared_tokenizer is None:
             save_model(temporary / "tokenizer", module.tokenizer, dtype=dtype)
+    elif isinstance(module, Encoder):
+        state = module.state_dict()
+        config = {"kind": "encoder", "model": module.config.model_dump(mode="json")}
     else:
         state = module.state_dict()
         config = {"kind": "tokenizer", "tokenizer": module.config.model_dump(mode="json")}

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from genaim.config import Config, nearest, validate
 from genaim.data import DataConfig
-from genaim.models import ModelConfig
+from genaim.models import EncoderConfig, ModelConfig
 from genaim.tokenizers import MultiScaleVQConfig, PixelPatchesConfig, TrainableConfig
 from genaim.training.tokenizer_loss import TokenizerLossConfig
 
@@ -31,7 +31,7 @@ class OptimizerConfig(Config):
 
 
 class RunConfig(Config):
-    """What tokenizer and generator runs share."""
+    """What all runs share."""
 
     name: str
     """Name of the run; its folder is `folder`/`name`."""
@@ -75,7 +75,7 @@ class TokenizerRunConfig(RunConfig):
     """A run that trains a tokenizer."""
 
     kind: Literal["tokenizer"] = "tokenizer"
-    """tokenizer or generator."""
+    """tokenizer, generator or encoder."""
     tokenizer: TrainableConfig
     """The tokenizer."""
     loss: TokenizerLossConfig = TokenizerLossConfig()
@@ -103,7 +103,7 @@ class GeneratorRunConfig(RunConfig):
     """A run that trains a generator over a trained tokenizer."""
 
     kind: Literal["generator"] = "generator"
-    """tokenizer or generator."""
+    """tokenizer, generator or encoder."""
     tokenizer: str | PixelPatchesConfig
     """A bundled tokenizer, a model folder or a run folder; or the config of pixel patches, which need no training."""
     tokenizer_weights: str | None = None
@@ -116,16 +116,43 @@ class GeneratorRunConfig(RunConfig):
     """Where token caches are kept."""
 
 
-def parse_run(data: dict[str, Any], source: str) -> TokenizerRunConfig | GeneratorRunConfig:
+class EncoderRunConfig(RunConfig):
+    """A run that pre-trains an encoder on images."""
+
+    kind: Literal["encoder"] = "encoder"
+    """tokenizer, generator or encoder."""
+    model: EncoderConfig
+    """The encoder."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "EncoderRunConfig":
+        if self.model.image_size != self.data.image_size:
+            raise ValueError(
+                f"model.image_size is {self.model.image_size}, but data.image_size is {self.data.image_size}; make "
+                "them equal"
+            )
+        if self.model.head_depth is None:
+            raise ValueError("model.head_depth is null, but pre-training needs a pixel head; give it a depth")
+        return self
+
+
+AnyRunConfig = TokenizerRunConfig | GeneratorRunConfig | EncoderRunConfig
+RUNS: dict[str, type[AnyRunConfig]] = {
+    "tokenizer": TokenizerRunConfig,
+    "generator": GeneratorRunConfig,
+    "encoder": EncoderRunConfig,
+}
+"""The recipe of every kind of run."""
+
+
+def parse_run(data: dict[str, Any], source: str) -> AnyRunConfig:
     """Validates a recipe.
 
     Raises:
         ValueError: One line that names the wrong key.
     """
-    kinds = ("tokenizer", "generator")
     kind = data.get("kind")
-    if kind not in kinds:
-        raise ValueError(f"{source}: key 'kind' is {kind!r}; {nearest(str(kind), kinds)}.")
-    if kind == "tokenizer":
-        return validate(TokenizerRunConfig, data, source)
-    return validate(GeneratorRunConfig, data, source)
+    if kind not in RUNS:
+        raise ValueError(f"{source}: key 'kind' is {kind!r}; {nearest(str(kind), RUNS)}.")
+    run: AnyRunConfig = validate(RUNS[kind], data, source)
+    return run

@@ -9,12 +9,12 @@ from accelerate import Accelerator, DistributedType
 
 from genaim.core.hardware import autocast, pick_dtype
 from genaim.data import BadFiles, ImageDataset, StreamDataset, TokenDataset, build_dataset, build_token_cache
-from genaim.models import MODELS, GeneratorConfig
+from genaim.models import ENCODERS, MODELS, GeneratorConfig
 from genaim.tokenizers import TOKENIZERS, Tokenizer, fingerprint
-from genaim.training.config import GeneratorRunConfig, TokenizerRunConfig
+from genaim.training.config import AnyRunConfig, EncoderRunConfig, GeneratorRunConfig, TokenizerRunConfig
 from genaim.training.progress import Progress, SilentProgress
 from genaim.training.run_folder import write_config
-from genaim.training.tasks import GeneratorTask, SampleFn, Task
+from genaim.training.tasks import EncoderTask, GeneratorTask, SampleFn, Task
 from genaim.training.tokenizer_tasks import TOKENIZER_TASKS
 from genaim.training.trainer import Dataset, Trainer, make_accelerator
 
@@ -23,7 +23,7 @@ StoreFn = Callable[[Path, Tokenizer], None]
 
 
 def train(
-    config: TokenizerRunConfig | GeneratorRunConfig,
+    config: AnyRunConfig,
     progress: Progress,
     *,
     tokenizer: Tokenizer | None = None,
@@ -62,6 +62,9 @@ def train(
         task = TOKENIZER_TASKS[config.tokenizer.kind](model, config.loss)
         for warning in task.warnings:
             progress.say(f"WARNING: {warning}")
+    elif isinstance(config, EncoderRunConfig):
+        encoder_class: Any = ENCODERS[config.model.kind][1]
+        task = EncoderTask(encoder_class(config.model))
     else:
         if tokenizer is None:
             raise ValueError("a generator run needs its trained tokenizer; pass tokenizer=.")

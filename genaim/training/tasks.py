@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from genaim.core.noise import Noise
+from genaim.core.noise import Noise, NoiseSource
 from genaim.data import Batch
-from genaim.models import GenerativeModel
+from genaim.models import Encoder, GenerativeModel
 from genaim.models.base import Loss
 
 SampleFn = Callable[[GenerativeModel, Tensor, int], Tensor]
@@ -111,3 +111,43 @@ class GeneratorTask(Task):
             return None
         labels = torch.arange(self.num_pictures, device=self.model.device) % max(self.model.config.num_classes, 1)
         return self.sample_fn(self.model, labels, 0)
+
+
+class EncoderLoss(nn.Module):
+    """The pre-training loss of an encoder, from images."""
+
+    def __init__(self, model: Encoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, noise: Noise, step: int) -> Loss:
+        """The encoder's own loss."""
+        assert batch.images is not None
+        return self.model.loss(batch.images, noise=noise)
+
+
+class EncoderTask(Task):
+    """Pre-trains an encoder."""
+
+    model: Encoder
+
+    def __init__(self, model: Encoder) -> None:
+        self.model, self.module = model, EncoderLoss(model)
+
+    def validate(self, batch: Batch, noise: Noise) -> Totals:
+        """Validation loss; every image has the same random numbers in every validation."""
+        loss: Loss = self.module(batch, noise, 0)
+        return {"loss": (loss.sum.detach(), loss.count), **loss.parts}
+
+    def pictures(self, batch: Batch | None) -> Tensor | None:
+        """Images above what is predicted of them, eight to a row."""
+        if batch is None or batch.images is None:
+            return None
+        images = batch.images[:16]
+        return in_pairs(images, self.model.show(images, noise=NoiseSource(0, batch.index[:16])))
+
+
+def in_pairs(images: Tensor, others: Tensor) -> Tensor:
+    """Rows of eight images, each row above that of their counterparts."""
+    rows = zip(images.split(8), others.split(8), strict=True)
+    return torch.cat([half for pair in rows for half in pair])

@@ -11,7 +11,7 @@ from genaim.core.noise import Noise
 from genaim.data import Batch
 from genaim.models.base import Loss
 from genaim.tokenizers import KLAutoencoder, MultiScaleVQ, TrainableTokenizer
-from genaim.training.tasks import Task, Totals
+from genaim.training.tasks import Task, Totals, in_pairs
 from genaim.training.tokenizer_loss import (
     Discriminator,
     TokenizerLossConfig,
@@ -114,9 +114,7 @@ class TokenizerTask(Task, Generic[TokenizerT]):
         if batch is None or batch.images is None:
             return None
         images = batch.images[:16]
-        reconstruction = self.model.decode(self.model.encode(images))
-        rows = zip(images.split(8), reconstruction.split(8), strict=True)
-        return torch.cat([half for pair in rows for half in pair])
+        return in_pairs(images, self.model.decode(self.model.encode(images)))
 
 
 class VQTask(TokenizerTask[MultiScaleVQ]):
