@@ -11,7 +11,7 @@ import genaim as package
 import genaim.pretrained.store as store
 from apps.describe import config_keys
 from genaim.config import recipes
-from genaim.training.config import GeneratorRunConfig, TokenizerRunConfig
+from genaim.training.config import RUNS
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = ("sample", "train", "models", "info", "bench")
@@ -82,6 +82,6 @@ def test_keys_show_the_values_of_a_recipe(genaim, recipe):
     assert "model.depth = 16" in everything
 
 
-@pytest.mark.parametrize("kind", [TokenizerRunConfig, GeneratorRunConfig])
+@pytest.mark.parametrize("kind", RUNS)
 def test_every_key_has_a_meaning(kind):
-    assert [key for key, _, meaning in config_keys(kind, None) if not meaning] == []
+    assert [key for key, _, meaning in config_keys(RUNS[kind], None) if not meaning] == []

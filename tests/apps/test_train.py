@@ -38,6 +38,26 @@ def test_images_to_tokenizer_to_generator_to_pictures(genaim, recipe, tmp_path):
     assert "8x8, 21 tokens each" in shown
 
 
+def test_images_to_encoder_to_features(genaim, recipe, tmp_path):
+    text = recipe.read_text().replace("squares-vq", "squares-aim").replace("kind: tokenizer", "kind: encoder")
+    lines = [line for line in text.splitlines() if not line.startswith("tokenizer:")]
+    encoder = tmp_path / "squares-aim.yaml"
+    model = "{image_size: 8, patch_size: 2, depth: 2, width: 16, num_heads: 2, head_depth: 1, head_width: 8}"
+    encoder.write_text("\n".join([*lines, f"model: {model}", ""]))
+    done = genaim("train", encoder)
+    assert done.code == 0, done.err
+    assert "squares-aim: training an encoder, 6 steps of 4 images, on cpu in float32" in done.out
+    assert (
+        done.out.splitlines()[-1] == "use it with: genaim.pretrained.load_encoder('runs/squares-aim').features(images)"
+    )
+    shown = genaim("info", "runs/squares-aim").out
+    for words in ("runs/squares-aim, aim encoder", "8x8, 16 tokens each", "pixel_head", "order: raster"):
+        assert words in shown
+    done = genaim("sample", "--model", "runs/squares-aim")
+    assert done.code == 2
+    assert "is an encoder, which cannot generate" in done.err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_how_to_go_on_and_ends_the_same(genaim, recipe, monkeypatch, number):
     advance = StreamProgress.advance

@@ -74,6 +74,25 @@ def test_cached_equals_uncached(family: str, order: str) -> None:
     assert cache.length == 14
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states_are_what_the_blocks_pass_on(family: str) -> None:
+    """The last one, normalised, is the output; who stops early computes no more."""
+    model, condition = build(family)
+    steps = STEPS["prefix"]
+    x = torch.randn(2, 14, 32, dtype=torch.float64)
+    mask = StepMask(steps, steps)
+    outputs: list[Tensor] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, arguments, output: outputs.append(output))
+    states = list(model.hidden_states(x, mask=mask, condition=condition))
+    assert len(states) == len(outputs) == 3
+    assert all(state.equal(output) for state, output in zip(states, outputs, strict=True))
+    assert model(x, mask=mask, condition=condition).equal(model.final_norm(states[-1], condition))
+    outputs.clear()
+    assert next(model.hidden_states(x, mask=mask, condition=condition)).equal(states[0])
+    assert len(outputs) == 1
+
+
 def test_prefill_with_a_mask_equals_steps() -> None:
     """Several steps may be appended at once when a mask covers the cached keys too."""
     model, _ = build("mar")

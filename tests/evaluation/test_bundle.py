@@ -188,6 +188,13 @@ def test_what_cannot_be_described_is_refused(root: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             bundle(*words)
+    encoder = {"image_size": 16, "patch_size": 4, "width": 16, "num_heads": 2}
+    recipe = yaml.safe_load((root / "recipes" / "tiny-tokenizer.yaml").read_text())
+    del recipe["tokenizer"]
+    (root / "features").mkdir()
+    (root / "features" / "config.yaml").write_text(yaml.safe_dump({**recipe, "kind": "encoder", "model": encoder}))
+    with pytest.raises(ValueError, match="is an encoder, which has no samples to show"):
+        bundle(root / "features", "tiny")
     (root / "noto_emoji").rename(root / "holidays")
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("noto_emoji", "holidays"))
     with pytest.raises(ValueError, match="licence of data 'holidays' is not known"):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from genaim.pretrained import bundled, load_generator, load_tokenizer, save_model
+from genaim.models import AIM, AIMConfig
+from genaim.pretrained import bundled, load_encoder, load_generator, load_tokenizer, save_model
 from genaim.tokenizers import fingerprint
 from samplers import generate
 from tests.tiny import make_tokenizer, make_var
@@ -18,6 +19,24 @@ def test_a_saved_model_draws_the_same_pictures(tmp_path: Path) -> None:
     loaded = load_generator(str(tmp_path / "model"))
     assert generate(loaded, labels).equal(generate(model, labels))
     assert fingerprint(load_tokenizer(str(tmp_path / "model"))) == fingerprint(model.tokenizer)
+
+
+def test_a_saved_encoder_has_the_same_features(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = {"image_size": 8, "patch_size": 2, "width": 16, "depth": 2, "num_heads": 2, "order": "spiral"}
+    model = AIM(AIMConfig.model_validate({**config, "head_depth": 1, "head_width": 8})).eval()
+    save_model(tmp_path / "model", model)
+    loaded = load_encoder(str(tmp_path / "model"))
+    assert loaded.config == model.config
+    images = torch.rand(2, 3, 8, 8)
+    assert loaded.features(images).equal(model.features(images))
+    with pytest.raises(ValueError, match="is an encoder, which cannot generate; bundled generators: emoji-var"):
+        load_generator(str(tmp_path / "model"))
+    with pytest.raises(ValueError, match="is an encoder, which has no tokenizer"):
+        load_tokenizer(str(tmp_path / "model"))
+    save_model(tmp_path / "tokenizer", make_tokenizer())
+    with pytest.raises(ValueError, match="is a tokenizer, not an encoder"):
+        load_encoder(str(tmp_path / "tokenizer"))
 
 
 def test_saving_again_replaces_a_model_but_nothing_else(tmp_path: Path) -> None:

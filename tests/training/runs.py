@@ -20,6 +20,8 @@ from tests.tiny import merge
 # 16x16 pictures, and so few codes that the moving averages are exercised
 TOKENIZER = merge(TINY, {"autoencoder": {"channel_multipliers": [1, 1, 2]}, "codebook": {"size": 16}})
 
+ENCODER = {"patch_size": 4, "width": 16, "depth": 2, "num_heads": 2, "head_depth": 1, "head_width": 8}
+
 
 def make_images(folder: Path, count: int = 24) -> None:
     """Two classes of noisy pictures: bright above, bright below."""
@@ -52,6 +54,9 @@ def recipe(root: Path, kind: str, **changes: Any) -> dict[str, Any]:
     }
     if kind == "tokenizer":
         run["tokenizer"] = TOKENIZER
+    elif kind == "encoder":
+        run["model"] = {**ENCODER, "image_size": 16}
+        run["data"] |= {"crop": "resized", "flip": True}  # as AIM is pre-trained
     else:
         run |= {
             "tokenizer": str(root / "tokenizer"),
@@ -85,7 +90,7 @@ class StopAt(LineProgress):
 def start(config: dict[str, Any], stop_at: int | None = None) -> tuple[Path, StopAt]:
     progress = StopAt(stop_at)
     run = parse_run(config, "test")
-    tokenizer = load_tokenizer(run.tokenizer) if isinstance(run.tokenizer, str) else None
+    tokenizer = load_tokenizer(run.tokenizer) if run.kind == "generator" else None
     return train(run, progress, tokenizer=tokenizer, store_tokenizer=save_model), progress
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from genaim.pretrained import load_generator, load_tokenizer, save_model
+from genaim.pretrained import load_encoder, load_generator, load_tokenizer, save_model
 from genaim.training.checkpoint import checkpoints, load_checkpoint
 from genaim.training.trainer import Interrupted
 from tests.training.runs import make_images, make_tokenizer, recipe, start
@@ -33,6 +33,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "tokenizer_adversarial": ("tokenizer", ADVERSARIAL),
     "generator": ("generator", {}),
     "generator_dropout": ("generator", {"model": {"dropout": 0.1}}),
+    "encoder": ("encoder", {"model": {"order": "spiral"}}),
 }
 
 
@@ -87,7 +88,7 @@ def test_killed_three_times(root: Path) -> None:
     assert contents(whole) == contents(folder)
 
 
-@pytest.mark.parametrize("kind", ["generator", "tokenizer_ema_codebook"])
+@pytest.mark.parametrize("kind", ["generator", "tokenizer_ema_codebook", "encoder"])
 def test_two_processes_equal_one(kind: str, root: Path) -> None:
     """The same global batch gives the same weights within float tolerance, also with accumulation."""
     name, changes = KINDS[kind]
@@ -200,6 +201,11 @@ def test_run_folders_rebuild_their_models(root: Path) -> None:
     assert all(weights[name].equal(average) for name, average in ema.items())
     tokenizer, _ = start(recipe(root, "tokenizer"))
     assert load_tokenizer(str(tokenizer)).num_tokens == 21
+    folder, _ = start(recipe(root, "encoder"))
+    weights = load_encoder(str(folder)).state_dict()
+    ema = load_file(checkpoints(folder)[-1] / "ema.safetensors")
+    assert ema.keys() == weights.keys()
+    assert all(weights[name].equal(average) for name, average in ema.items())
 
 
 def test_validation_reports_scales_and_pictures(root: Path) -> None:
@@ -212,6 +218,28 @@ def test_validation_reports_scales_and_pictures(root: Path) -> None:
     sizes = [1, 4, 16]
     mean = sum(size * figures[f"val/scale_{k + 1}"] for k, size in enumerate(sizes)) / sum(sizes)
     assert figures["val/loss"] == pytest.approx(mean, rel=1e-4)
+
+
+def test_an_encoder_is_validated_alike_at_every_step(root: Path) -> None:
+    """The prefix of a validation image is drawn once for all: a model that does not change has one loss."""
+    folder, _ = start(recipe(root, "encoder", steps=6, optimizer={"lr": 1e-30, "weight_decay": 0.0}))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["val/loss"] for row in rows if "val/loss" in row}
+    assert losses.keys() == {3, 6}
+    assert losses[3] == losses[6]
+    assert (folder / "pictures" / "step-00000006.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"image_size": 8}, "model.image_size is 8, but data.image_size is 16; make them equal"),
+        ({"head_depth": None}, "pre-training needs a pixel head"),
+    ],
+)
+def test_an_encoder_that_cannot_be_trained_so(model: dict[str, Any], message: str, root: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        start(recipe(root, "encoder", model=model))
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
