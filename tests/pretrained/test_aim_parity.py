@@ -196,7 +196,7 @@ def test_published_second_versions_load_strictly(name: str, settings: dict[str, 
         model = AIM(AIMConfig.model_validate({**settings, "head_depth": None}))
     load_official_aim(model, state)
     state["preprocessor.class_token"] = torch.zeros(1)
-    with pytest.raises(ValueError, match="'preprocessor.class_token' is not of an official AIM v2 checkpoint"):
+    with pytest.raises(ValueError, match=r"'preprocessor\.class_token' is not of an official AIM v2 checkpoint"):
         load_official_aim(model, state)
     with pytest.raises(ValueError, match="AIM v1 checkpoint does not fit"), torch.device("meta"):
         load_official_aim(AIM(AIMConfig(preset="1B", head_depth=None)), official_shapes("aimv2-1B-patch14-224"))
