@@ -16,7 +16,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("genaim", "samplers", "apps")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IMPORT_NAMES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-image": "skimage", "torch-fidelity": "torch_fidelity"}
+IMPORT_NAMES = {
+    "huggingface-hub": "huggingface_hub",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "scikit-image": "skimage",
+    "torch-fidelity": "torch_fidelity",
+}
 UNSEEN = {"tensorboard"}  # accelerate imports it for us
 OPTIONAL = {"gradio", "skimage", "torch_fidelity", "torchmetrics", "torchvision", "xformers"}  # of extras
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from genaim.config import nearest, validate
 from genaim.models import ENCODERS, MODELS, Encoder, GenerativeModel
-from genaim.tokenizers import TOKENIZERS, PixelPatches, PixelPatchesConfig, Tokenizer
+from genaim.pretrained.ready import ready_tokenizer
+from genaim.tokenizers import TOKENIZERS, ReadyConfig, Tokenizer
 
 FORMAT = 1
 CONFIG_KEYS = {"generator": {"model", "tokenizer"}, "tokenizer": {"tokenizer"}, "encoder": {"model"}}
@@ -63,6 +64,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); save the model again.") from None
+    if isinstance(config, dict) and "Autoencoder" in str(config.get("_class_name")):
+        raise ValueError(
+            f"{path} is of an autoencoder of diffusers; a recipe takes it as tokenizer.kind=diffusers, "
+            f"tokenizer.source={folder} and tokenizer.image_size."
+        )
     if not isinstance(config, dict) or config.get("format") != FORMAT or not _is_whole(config):
         raise ValueError(f"{path} is not a genaim model of format {FORMAT}; give a folder that genaim has saved.")
     return config
@@ -105,16 +111,16 @@ def run_weights(folder: Path) -> list[Path]:
     return [found[-1].parent / f"{stem}.safetensors" for stem in ("weights", "ema")]
 
 
-def load_tokenizer(name: str | PixelPatchesConfig, *, device: torch.device | str = "cpu") -> Tokenizer:
+def load_tokenizer(name: str | ReadyConfig, *, device: torch.device | str = "cpu") -> Tokenizer:
     """A tokenizer by bundled name, model folder or run folder (a generator's folder gives its tokenizer).
 
-    The config of pixel patches, which have no weights, is enough by itself.
+    A config says by itself where its weights are, if it has any.
 
     Raises:
         ValueError: If it cannot be found or read, or is an encoder.
     """
-    if isinstance(name, PixelPatchesConfig):
-        return PixelPatches(name).eval()
+    if not isinstance(name, str):
+        return ready_tokenizer(name).to(device)
     folder = find(name)
     config = read_config(folder)
     if config["kind"] == "encoder":

@@ -5,7 +5,9 @@ et al. 2022, https://arxiv.org/abs/2112.10752; code: github.com/LTH14/mar, model
 through `genaim.pretrained.mar`.
 """
 
+import math
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
@@ -40,6 +42,8 @@ class LatentTokenizer(Tokenizer):
 
     latent_scale: Tensor
     token_channels: int
+    deterministic = False
+    """Whether the posterior's deviation is always 0, so that a cache need not keep it."""
 
     def __init__(
         self, image_size: int, downsampling: int, latent_channels: int, patch_size: int, latent_scale: float | None
@@ -58,6 +62,7 @@ class LatentTokenizer(Tokenizer):
         self.side = image_size // downsampling // patch_size
         self.num_tokens = self.side**2
         self.token_channels = latent_channels * patch_size**2
+        self.latent_shape = (latent_channels, self.side * patch_size, self.side * patch_size)
         self.register_buffer("latent_scale", torch.tensor(latent_scale or 0.0))
 
     @abstractmethod
@@ -85,15 +90,44 @@ class LatentTokenizer(Tokenizer):
         return self.decode_latent(self.tokens_to_latent(tokens) / self.scale()).float().clamp(-1, 1)
 
     def encode_for_cache(self, images: Tensor) -> Tensor:
-        """Mean and standard deviation of every token, one after the other, (B, N, 2 C)."""
+        """Mean and standard deviation of every token, one after the other, (B, N, 2 C); (B, N, C) without deviation."""
         self.check_images(images)
-        mean, std = self.posterior(images)
-        return torch.cat([self.latent_to_tokens(part * self.scale()) for part in (mean, std)], dim=-1)
+        return self._posterior_to_cache(self.posterior(images))
 
     def from_cache(self, stored: Tensor, noise: Noise) -> Tensor:
-        """A sample of the posterior, (B, N, 2 C) to (B, N, C)."""
+        """A sample of the posterior, (B, N, C).
+
+        Args:
+            stored: What `encode_for_cache` gave, or moments (B, 2 C, h, w) of MAR's cache format.
+            noise: Where the sample is drawn from.
+
+        Raises:
+            ValueError: If moments are of another autoencoder.
+        """
+        if stored.dim() == 4:
+            self._check_moments(stored)
+            stored = self._posterior_to_cache(split_moments(stored))
+        if self.deterministic:
+            return stored
         mean, std = stored.chunk(2, dim=-1)
         return mean + std * noise.normal(*mean.shape[1:])
+
+    def _posterior_to_cache(self, posterior: Posterior) -> Tensor:
+        parts = posterior[:1] if self.deterministic else posterior
+        return torch.cat([self.latent_to_tokens(part * self.scale()) for part in parts], dim=-1)
+
+    def moments(self, images: Tensor) -> Tensor:
+        """Mean and log variance of the unscaled latent as MAR's caches hold them, (B, 3, H, W) to (B, 2 C, h, w)."""
+        mean, std = self.posterior(images)
+        return torch.cat([mean, (2 * std.log()).clamp(*LOG_VARIANCE_RANGE)], dim=1)
+
+    def _check_moments(self, moments: Tensor) -> None:
+        channels, height, width = self.latent_shape
+        if tuple(moments.shape[1:]) != (2 * channels, height, width):
+            raise ValueError(
+                f"moments {tuple(moments.shape[1:])} are not those of this tokenizer, which has "
+                f"({2 * channels}, {height}, {width}) for {self.image_size} pixels; take the one that wrote them."
+            )
 
     def token_mask(self, keep: Tensor) -> Tensor:
         """Tokens whose pixels are all kept, (B, H, W) bool to (B, N); the encoder's convolutions look further."""
@@ -113,10 +147,19 @@ class LatentTokenizer(Tokenizer):
         return torch.where(self.latent_scale > 0, self.latent_scale, 1.0)
 
     @torch.no_grad()
-    def measure_scale(self, images: Tensor) -> None:
-        """Sets the latent scale to the inverse root mean square of the latents of images (B, 3, H, W) in [-1, 1]."""
-        mean, std = self.posterior(images)
-        self.latent_scale.copy_((mean.square() + std.square()).double().mean().rsqrt())
+    def measure_scale(self, posteriors: Iterable[Posterior]) -> None:
+        """Sets the latent scale to the inverse root mean square of latents, from batches of images.
+
+        Raises:
+            ValueError: If the latents have no finite size.
+        """
+        total, count = 0.0, 0
+        for mean, std in posteriors:
+            total += (mean.square() + std.square()).mean().item() * mean.numel()
+            count += mean.numel()
+        if not 0 < total < math.inf:
+            raise ValueError(f"{type(self).__name__} gives latents of mean square {total / count}; check its weights.")
+        self.latent_scale.fill_((count / total) ** 0.5)
 
 
 class KLAutoencoderConfig(Config):

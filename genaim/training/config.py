@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from genaim.config import Config, nearest, validate
 from genaim.data import DataConfig
 from genaim.models import EncoderConfig, ModelConfig
-from genaim.tokenizers import MultiScaleVQConfig, PixelPatchesConfig, TrainableConfig
+from genaim.tokenizers import MultiScaleVQConfig, TokenizerChoice, TrainableConfig
 from genaim.training.tokenizer_loss import TokenizerLossConfig
 
 
@@ -104,10 +104,12 @@ class GeneratorRunConfig(RunConfig):
 
     kind: Literal["generator"] = "generator"
     """tokenizer, generator or encoder."""
-    tokenizer: str | PixelPatchesConfig
-    """A bundled tokenizer, a model folder or a run folder; or the config of pixel patches, which need no training."""
+    tokenizer: TokenizerChoice
+    """A bundled tokenizer, a model folder or a run folder; or the config of one that needs no training."""
     tokenizer_weights: str | None = None
     """Fingerprint of its weights, filled in by the run, which does not continue with another tokenizer."""
+    latent_scale: float | None = None
+    """Scale of continuous latents, measured by the run when its tokenizer has none."""
     model: ModelConfig
     """The generator; its classes are taken from the data when not given."""
     views: int = Field(1, gt=0)
