@@ -1,4 +1,4 @@
-"""Images with labels from folders, IDX, parquet, the Hub and tar shards, as batches in [-1, 1]; token caches.
+"""Images with labels from folders, IDX, parquet, the Hub and tar shards, as batches in [-1, 1]; caches of tokens.
 
 `build_dataset` opens what a `DataConfig` names, `make_loader` turns it into the batches of steps, `eval_batches` reads
 it once in order.
@@ -15,6 +15,8 @@ from genaim.data.loader import Loader as Loader
 from genaim.data.loader import StepSampler as StepSampler
 from genaim.data.loader import eval_batches as eval_batches
 from genaim.data.loader import make_loader as make_loader
+from genaim.data.moments import MomentsDataset as MomentsDataset
+from genaim.data.moments import cache_moments as cache_moments
 from genaim.data.sources import SourceConfig as SourceConfig
 from genaim.data.streams import StreamDataset as StreamDataset
 from genaim.data.token_cache import TokenDataset as TokenDataset

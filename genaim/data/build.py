@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from genaim.data.dataset import DataConfig, ImageDataset, ImageTransform
+from genaim.data.moments import MomentsDataset, MomentsSource, MomentsTransform
 from genaim.data.sources import FolderSource, IdxSource, Source, SourceConfig, detect_format
 from genaim.data.streams import CountedStream, HubStream, StreamDataset, TarStream
 from genaim.data.tables import TableSource
@@ -25,6 +26,8 @@ def open_source(config: SourceConfig) -> Source:
         raise ValueError(f"'{config.path}' is {kind}, whose classes are counted; remove num_classes.")
     if kind == "folder":
         return FolderSource(config)
+    if kind == "moments":
+        return MomentsSource(config)
     return IdxSource(config) if kind == "idx" else TableSource(config, kind)
 
 
@@ -52,7 +55,7 @@ def _checked_format(config: SourceConfig) -> str:
 
 def build_dataset(
     config: DataConfig, part: Literal["train", "val"], *, class_names: Sequence[str] | None = None
-) -> ImageDataset | StreamDataset:
+) -> ImageDataset | MomentsDataset | StreamDataset:
     """Opens the training or validation part.
 
     Args:
@@ -65,12 +68,18 @@ def build_dataset(
         A map-style data set, or a `StreamDataset` if any source can only be read in order.
 
     Raises:
-        ValueError: If the part is empty, or a source cannot be opened.
+        ValueError: If the part is empty, a source cannot be opened, or it mixes images with cached moments.
     """
     configs = config.train if part == "train" else config.val
     if not configs:
         raise ValueError(f"the configuration names no {part} data; add data.{part}.")
     weights = [c.weight for c in configs]
+    cached = [detect_format(c) == "moments" for c in configs]
+    if any(cached):
+        if not all(cached):
+            raise ValueError(f"data.{part} mixes images with cached moments; cache the moments of all of them.")
+        sources = [open_source(c) for c in configs]
+        return MomentsDataset(sources, MomentsTransform(config, part), weights=weights, class_names=class_names)
     transform = ImageTransform(config, part)
     if not any(is_stream(c) for c in configs):
         sources = [open_source(c) for c in configs]

@@ -77,7 +77,7 @@ class Sample:
     bad: list[str]
     """The file asked for, if it could not be read, as ``name (reason)``; of a stream all that were skipped."""
     tokens: Tensor | None = None
-    """(N,) int64 or (N, C) float32."""
+    """(N,) int64 or (N, C) float32; of a cache of moments (2 C, h, w) float32."""
 
 
 @dataclass(slots=True)
@@ -95,7 +95,7 @@ class Batch:
     bad: list[str] = field(default_factory=list)
     """Unreadable files that were skipped, each as ``name (reason)``."""
     tokens: Tensor | None = None
-    """(B, N) int64 or (B, N, C) float32."""
+    """(B, N) int64 or (B, N, C) float32; of a cache of moments (B, 2 C, h, w) float32."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -196,8 +196,8 @@ def mixture_label(label: int, label_map: np.ndarray) -> int:
     return int(label_map[label]) if label >= 0 else -1
 
 
-class ImageDataset:
-    """A mixture of counted sources, indexed one after the other."""
+class CountedDataset:
+    """A mixture of counted sources, indexed one after the other; sub-classes say what a sample holds."""
 
     def __init__(
         self,
@@ -256,12 +256,23 @@ class ImageDataset:
             try:
                 image, label = source.read(local)
                 label = mixture_label(label, self._label_maps[which])
-                pixels = self.transform(image, key)
+                content = self.transform(image, key)
             except Exception as error:  # decoders raise any type; too many of these stop the training by name
                 bad.append(f"{source.name(local)} ({one_line(error)})")
                 continue
-            return Sample(pixels, label, first + local, bad[:1])  # the others are named when they are asked for
+            return self._sample(content, label, first + local, bad[:1])  # the others are named when they are asked for
         raise ValueError(f"none of {len(bad)} images in a row could be read, first {bad[0]}; check the data set.")
+
+    def _sample(self, content: Tensor, label: int, index: int, bad: list[str]) -> Sample:
+        """A sample of what the transform gave."""
+        raise NotImplementedError
+
+
+class ImageDataset(CountedDataset):
+    """Images, map-style."""
+
+    def _sample(self, content: Tensor, label: int, index: int, bad: list[str]) -> Sample:
+        return Sample(content, label, index, bad)
 
 
 class BadFiles:

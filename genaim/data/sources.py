@@ -12,8 +12,9 @@ import os
 import re
 import struct
 import zlib
+from collections.abc import Collection
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -22,7 +23,7 @@ from pydantic import Field
 from genaim.config import Config, nearest
 from genaim.data.transforms import open_image
 
-Format = Literal["folder", "idx", "parquet", "hub", "tar"]
+Format = Literal["folder", "idx", "parquet", "hub", "tar", "moments"]
 IMAGE_SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif", ".jp2"]
 )
@@ -34,7 +35,8 @@ class SourceConfig(Config):
     """One data set."""
 
     path: str
-    """Image folder, IDX or parquet folder or file, Hub name "owner/name", or tar pattern "x-{000..009}.tar"."""
+    """Image folder, IDX or parquet folder or file, Hub name "owner/name", tar pattern "x-{000..009}.tar", or a folder
+    of latents that are cached as MAR does (.npz files of moments)."""
     format: Literal["auto"] | Format = "auto"
     """What the path is; auto looks at the name and the files."""
     split: str = "train"
@@ -68,8 +70,8 @@ class Source(Protocol):
         """What to call image ``index`` in messages: its path, or file and row."""
         ...
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        """Image and label. Raises any exception if the image cannot be decoded."""
+    def read(self, index: int) -> tuple[Any, int]:
+        """Image, or what else the data set's transform takes, and label. Raises any exception if it cannot be read."""
         ...
 
     def fingerprint(self) -> str:
@@ -104,7 +106,10 @@ def detect_format(config: SourceConfig) -> Format:
             return "idx"
         if any(n.endswith(".tar") for n in names):
             return "tar"
-        return "parquet" if next(path.rglob("*.parquet"), None) else "folder"
+        suffixes = {p.suffix.lower() for p in path.rglob("*")}
+        if ".parquet" in suffixes:
+            return "parquet"
+        return "moments" if ".npz" in suffixes and not suffixes & IMAGE_SUFFIXES else "folder"
     if path.is_file():
         if path.suffix == ".parquet":
             return "parquet"
@@ -132,13 +137,16 @@ class FolderSource:
     The fingerprint covers the relative names and sizes of the files.
     """
 
+    content = "images"
+    suffixes = IMAGE_SUFFIXES
+
     def __init__(self, config: SourceConfig) -> None:
-        """Lists the images, sorted by relative path; files with other extensions and hidden files are ignored.
+        """Lists the files, sorted by relative path; files with other extensions and hidden files are ignored.
 
         Raises:
-            ValueError: If the folder or split does not exist, holds no image, or mixes images and class folders.
+            ValueError: If the folder or split does not exist, holds no file, or mixes files and class folders.
         """
-        refuse_columns(config, "an image folder")
+        refuse_columns(config, f"a folder of {self.content}")
         root = Path(config.path).expanduser()
         if not root.is_dir():
             raise ValueError(f"'{config.path}' is not a folder; check the path.")
@@ -148,12 +156,16 @@ class FolderSource:
             folders = sorted(p.name for p in root.iterdir() if p.is_dir())
             raise ValueError(f"'{config.path}' has no split '{config.split}'; {nearest(config.split, folders)}.")
         self.root = root
-        files = _image_files(root)
+        files = _files(root, self.suffixes)
         if not files:
-            raise ValueError(f"'{root}' holds no images; known extensions are {' '.join(sorted(IMAGE_SUFFIXES))}.")
+            raise ValueError(
+                f"'{root}' holds no {self.content}; known extensions are {' '.join(sorted(self.suffixes))}."
+            )
         classes = sorted({name.split("/")[0] for name in files if "/" in name})
         if classes and any("/" not in name for name in files):
-            raise ValueError(f"'{root}' holds images beside sub-folders of images; move them into a sub-folder each.")
+            raise ValueError(
+                f"'{root}' holds {self.content} beside sub-folders of {self.content}; move them into a sub-folder each."
+            )
         self.files = files[: config.limit]
         self.class_names: list[str] | None = classes or None
         self._label = {name: label for label, name in enumerate(classes)}
@@ -164,22 +176,24 @@ class FolderSource:
     def name(self, index: int) -> str:
         return str(self.root / self.files[index])
 
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        return open_image(self.root / self.files[index]), self._label.get(self.files[index].split("/")[0], -1)
+    def label(self, index: int) -> int:
+        """The class of a file, -1 in a flat folder."""
+        return self._label.get(self.files[index].split("/")[0], -1)
+
+    def read(self, index: int) -> tuple[Any, int]:
+        return open_image(self.root / self.files[index]), self.label(index)
 
     def fingerprint(self) -> str:
         return digest("folder", [(name, (self.root / name).stat().st_size) for name in self.files])
 
 
-def _image_files(root: Path) -> list[str]:
+def _files(root: Path, suffixes: Collection[str]) -> list[str]:
     found = []
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         relative = Path(folder).relative_to(root)
         found += [
-            (relative / f).as_posix()
-            for f in files
-            if Path(f).suffix.lower() in IMAGE_SUFFIXES and not f.startswith(".")
+            (relative / f).as_posix() for f in files if Path(f).suffix.lower() in suffixes and not f.startswith(".")
         ]
     return sorted(found)
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from genaim.core.hardware import cpu_capabilities, pick_device, pick_dtype
 from genaim.core.noise import NoiseSource, step_seed
-from genaim.data import Batch, ImageDataset, StreamDataset, TokenDataset, eval_batches, make_loader
+from genaim.data import Batch, ImageDataset, MomentsDataset, StreamDataset, TokenDataset, eval_batches, make_loader
 from genaim.data.dataset import BadFiles
 from genaim.data.grid import contact_sheet
 from genaim.models.base import Loss
@@ -45,7 +45,7 @@ from genaim.training.progress import Progress
 from genaim.training.run_folder import truncate_metrics
 from genaim.training.tasks import Task, Totals
 
-Dataset = ImageDataset | TokenDataset | StreamDataset
+Dataset = ImageDataset | MomentsDataset | TokenDataset | StreamDataset
 
 
 class Interrupted(Exception):
