@@ -8,10 +8,19 @@ import torch
 from accelerate import Accelerator, DistributedType
 
 from genaim.core.hardware import autocast, pick_dtype
-from genaim.data import BadFiles, ImageDataset, StreamDataset, TokenDataset, build_dataset, build_token_cache
+from genaim.data import (
+    BadFiles,
+    ImageDataset,
+    MomentsDataset,
+    StreamDataset,
+    build_dataset,
+    build_token_cache,
+)
 from genaim.models import ENCODERS, MODELS, GeneratorConfig
-from genaim.tokenizers import TOKENIZERS, Tokenizer, fingerprint
+from genaim.tokenizers import TOKENIZERS, LatentTokenizer, Tokenizer, fingerprint
+from genaim.training.checkpoint import checkpoints
 from genaim.training.config import AnyRunConfig, EncoderRunConfig, GeneratorRunConfig, TokenizerRunConfig
+from genaim.training.latent_scale import settle_latent_scale
 from genaim.training.progress import Progress, SilentProgress
 from genaim.training.run_folder import write_config
 from genaim.training.tasks import EncoderTask, GeneratorTask, SampleFn, Task
@@ -55,6 +64,8 @@ def train(
     torch.manual_seed(config.seed)
     train_set = build_dataset(config.data, "train")
     val_set = build_dataset(config.data, "val", class_names=train_set.class_names) if config.data.val else None
+    for data in (train_set, val_set):
+        _check_data(data, config, tokenizer)
     task: Task
     if isinstance(config, TokenizerRunConfig):
         tokenizer_class: Any = TOKENIZERS[config.tokenizer.kind][1]
@@ -69,11 +80,13 @@ def train(
         if tokenizer is None:
             raise ValueError("a generator run needs its trained tokenizer; pass tokenizer=.")
         config = _fitted(config, tokenizer, train_set)
+        config = _scaled(config, tokenizer, train_set, folder, accelerator, progress)
         model_class: Any = MODELS[config.model.kind][1]
         task = GeneratorTask(model_class(config.model, tokenizer), sample_fn)
     if accelerator.is_main_process:
         write_config(folder, config)
-        if tokenizer is not None and store_tokenizer is not None and not (folder / "tokenizer").exists():
+        kept = (folder / "tokenizer").exists() and checkpoints(folder)
+        if tokenizer is not None and store_tokenizer is not None and not kept:
             store_tokenizer(folder / "tokenizer", tokenizer)
     sets: Sequence[Dataset | None] = (train_set, val_set)
     if isinstance(config, GeneratorRunConfig) and tokenizer is not None:
@@ -84,11 +97,52 @@ def train(
     return folder
 
 
-def _fitted(config: GeneratorRunConfig, tokenizer: Tokenizer, data: ImageDataset | StreamDataset) -> GeneratorRunConfig:
+def _check_data(dataset: Dataset | None, config: AnyRunConfig, tokenizer: Tokenizer | None) -> None:
+    """Cached moments that the tokenizer cannot have written become unreadable files.
+
+    Raises:
+        ValueError: If such a run cannot be trained on the data.
+    """
+    if isinstance(dataset, StreamDataset) and isinstance(config, GeneratorRunConfig):
+        raise ValueError(
+            "a generator trains from a token cache, which needs data with a known length; tar and streamed "
+            "Hub data train tokenizers only: unpack them into a folder, or use parquet."
+        )
+    if isinstance(dataset, MomentsDataset):
+        if not isinstance(config, GeneratorRunConfig) or not isinstance(tokenizer, LatentTokenizer):
+            raise ValueError("cached moments train generators over an autoencoder's latents only; give the images.")
+        if config.views > 1:
+            raise ValueError(f"views={config.views} needs images; data.flip chooses from the two of cached moments.")
+        channels, *sides = tokenizer.latent_shape
+        dataset.expect((2 * channels, *sides))
+
+
+def _scaled(
+    config: GeneratorRunConfig,
+    tokenizer: Tokenizer,
+    data: Dataset,
+    folder: Path,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> GeneratorRunConfig:
+    """The recipe with the latent scale of its run, which the tokenizer is given too if it has none."""
+    if not isinstance(tokenizer, LatentTokenizer) or tokenizer.latent_scale > 0:
+        if config.latent_scale is not None:
+            raise ValueError(f"latent_scale={config.latent_scale} is for a tokenizer without one; remove it.")
+        return config
+    if config.latent_scale is None:
+        scale = settle_latent_scale(tokenizer, data, folder, config.seed, accelerator, progress)
+        return config.model_copy(update={"latent_scale": scale})
+    tokenizer.latent_scale.fill_(config.latent_scale)
+    return config
+
+
+def _fitted(config: GeneratorRunConfig, tokenizer: Tokenizer, data: Dataset) -> GeneratorRunConfig:
     """The recipe with the number and names of the data's classes, unless it says otherwise."""
     if tokenizer.image_size != config.data.image_size:
+        name = config.tokenizer if isinstance(config.tokenizer, str) else config.tokenizer.kind
         raise ValueError(
-            f"the tokenizer ({config.tokenizer}) makes images of {tokenizer.image_size} pixels, but data.image_size is "
+            f"tokenizer '{name}' makes images of {tokenizer.image_size} pixels, but data.image_size is "
             f"{config.data.image_size}; make them equal."
         )
     config = config.model_copy(update={"tokenizer_weights": fingerprint(tokenizer)})
@@ -105,20 +159,16 @@ def _fitted(config: GeneratorRunConfig, tokenizer: Tokenizer, data: ImageDataset
 
 
 def _encoded(
-    dataset: ImageDataset | StreamDataset | None,
+    dataset: Dataset | None,
     config: GeneratorRunConfig,
     tokenizer: Tokenizer,
     accelerator: Accelerator,
     progress: Progress,
-) -> TokenDataset | None:
-    """The token cache of a data set; the first process writes it and the others open it."""
-    if dataset is None:
-        return None
-    if isinstance(dataset, StreamDataset):
-        raise ValueError(
-            "a generator trains from a token cache, which needs data with a known length; tar and streamed "
-            "Hub data train tokenizers only: unpack them into a folder, or use parquet."
-        )
+) -> Dataset | None:
+    """The token cache of a data set; the first process writes it and the others open it. Cached moments are one."""
+    if dataset is None or isinstance(dataset, MomentsDataset):
+        return dataset
+    assert isinstance(dataset, ImageDataset)
     tokenizer.to(accelerator.device).eval()
     dtype = pick_dtype(config.dtype, accelerator.device)
 
@@ -135,7 +185,7 @@ def _encoded(
             dataset,
             encode,
             folder=Path(config.cache_folder),
-            tokenizer_fingerprint=f"{fingerprint(tokenizer)}-{dtype}",
+            tokenizer_fingerprint=f"{fingerprint(tokenizer)}-{tokenizer.config.model_dump_json()}-{dtype}",
             views=views,
             seed=config.seed,
             num_workers=config.data.num_workers,
