@@ -122,9 +122,9 @@ def cache_moments(
 ) -> None:
     """Writes the moments of every image and of its mirror image.
 
-    For example, with the KL-16 of MAR::
+    For example, with the KL-16 of MAR in a model folder::
 
-        tokenizer = load_tokenizer("kl16").to("cuda")
+        tokenizer = load_tokenizer("models/kl16").to("cuda")
         data = DataConfig(train={"path": "imagenet/train"}, image_size=256)
         cache_moments(build_dataset(data, "train"), lambda x: tokenizer.moments(x.to("cuda")), Path("cached"))
 
