@@ -14,8 +14,8 @@ from apps.errors import guarded
 
 if TYPE_CHECKING:
     from apps.request import SampleRequest
+    from genaim.core.progress import Progress
     from genaim.evaluation.digits import DigitCNN
-    from genaim.training.progress import Progress
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -22,6 +22,7 @@ from apps.provenance import (
 )
 from apps.request import Settings
 from apps.sample import draw
+from genaim.core.progress import Progress
 from genaim.data import DataConfig, image_to_tensor
 from genaim.data.grid import contact_sheet
 from genaim.evaluation.neighbours import nearest_neighbours
@@ -30,7 +31,6 @@ from genaim.models import GenerativeModel
 from genaim.pretrained.store import run_weights
 from genaim.tokenizers import Tokenizer
 from genaim.training.config import GeneratorRunConfig, TokenizerRunConfig
-from genaim.training.progress import Progress
 
 GRID_ROWS = 6
 NUM_NEIGHBOURS = 3

@@ -8,8 +8,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from genaim.training.progress import LineProgress
-from genaim.training.progress import Progress as ProgressProtocol
+from genaim.core.progress import Progress as ProgressProtocol
+from genaim.core.progress import StreamProgress
 
 
 def make_progress(stream: TextIO | None = None) -> ProgressProtocol:
@@ -57,18 +57,6 @@ class RichProgress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-
-class StreamProgress(LineProgress):
-    """Plain lines to any stream."""
-
-    def __init__(self, stream: TextIO, seconds: float = 10.0) -> None:
-        super().__init__(seconds)
-        self.stream = stream
-
-    def say(self, text: str) -> None:
-        """Prints at once, so that a log can be followed."""
-        print(text, file=self.stream, flush=True)
 
 
 class NoProgress:

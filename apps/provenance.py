@@ -14,9 +14,9 @@ from torch import Tensor
 
 from apps.describe import in_yaml
 from genaim.config import data_root, find_recipe, load_config, nearest
+from genaim.core.progress import Progress
 from genaim.data import DataConfig, ImageDataset, SourceConfig, build_dataset, eval_batches
 from genaim.training.config import AnyRunConfig, GeneratorRunConfig, TokenizerRunConfig, parse_run
-from genaim.training.progress import Progress
 
 BATCH_SIZE = 32
 

@@ -23,13 +23,13 @@ from apps.progress import make_progress
 from apps.request import SampleRequest, Settings, command_line, resolve, shortest_turn
 from genaim.core.hardware import pick_device, pick_dtype
 from genaim.core.order import Step
+from genaim.core.progress import Progress
 from genaim.data.grid import contact_sheet
 from genaim.data.transforms import tensor_to_pil
 from genaim.heads import SamplingOptions
 from genaim.models import GenerativeModel
 from genaim.pretrained import load_generator
 from genaim.tokenizers import fingerprint
-from genaim.training.progress import Progress
 from samplers.generate import generate_batches
 
 SAMPLES = Path("samples")

@@ -13,7 +13,7 @@ from genaim.data import make_loader
 from genaim.tokenizers import LatentTokenizer
 from genaim.tokenizers.latents import Posterior, split_moments
 from genaim.training.checkpoint import checkpoints
-from genaim.training.progress import Progress
+from genaim.core.progress import Progress
 from genaim.training.trainer import Dataset
 
 IMAGES, BATCH = 256, 16

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 
 from genaim.core.hardware import autocast, pick_dtype
+from genaim.core.progress import Progress, SilentProgress
 from genaim.data import (
     BadFiles,
     ImageDataset,
@@ -21,7 +22,6 @@ from genaim.tokenizers import TOKENIZERS, LatentTokenizer, Tokenizer, fingerprin
 from genaim.training.checkpoint import checkpoints
 from genaim.training.config import AnyRunConfig, EncoderRunConfig, GeneratorRunConfig, TokenizerRunConfig
 from genaim.training.latent_scale import settle_latent_scale
-from genaim.training.progress import Progress, SilentProgress
 from genaim.training.run_folder import write_config
 from genaim.training.tasks import EncoderTask, GeneratorTask, SampleFn, Task
 from genaim.training.tokenizer_tasks import TOKENIZER_TASKS

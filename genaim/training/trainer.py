@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from genaim.core.hardware import cpu_capabilities, pick_device, pick_dtype
 from genaim.core.noise import NoiseSource, step_seed
+from genaim.core.progress import Progress
 from genaim.data import Batch, ImageDataset, MomentsDataset, StreamDataset, TokenDataset, eval_batches, make_loader
 from genaim.data.dataset import BadFiles
 from genaim.data.grid import contact_sheet
@@ -41,7 +42,6 @@ from genaim.training.checkpoint import (
 from genaim.training.config import RunConfig
 from genaim.training.ema import EMA
 from genaim.training.optimizer import learning_rate, make_optimizer
-from genaim.training.progress import Progress
 from genaim.training.run_folder import truncate_metrics
 from genaim.training.tasks import Task, Totals
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from genaim.core.progress import LineProgress
 from genaim.pretrained import load_tokenizer, save_model
 from genaim.tokenizers import MultiScaleVQ, MultiScaleVQConfig
 from genaim.training.config import parse_run
-from genaim.training.progress import LineProgress
 from genaim.training.run import train
 from tests.tiny import TOKENIZER as TINY
 from tests.tiny import merge

@@ -1,8 +1,8 @@
-"""How a run tells what it does; the terminal's bar lives in the applications."""
+"""How a long job tells what it does; the terminal's bar lives in the applications."""
 
 import time
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, TextIO
 
 
 class Progress(Protocol):
@@ -54,6 +54,18 @@ class LineProgress:
 
     def stop(self) -> None:
         """Nothing to close."""
+
+
+class StreamProgress(LineProgress):
+    """Plain lines to any stream."""
+
+    def __init__(self, stream: TextIO, seconds: float = 10.0) -> None:
+        super().__init__(seconds)
+        self.stream = stream
+
+    def say(self, text: str) -> None:
+        """Prints at once, so that a log can be followed."""
+        print(text, file=self.stream, flush=True)
 
 
 class SilentProgress(LineProgress):
