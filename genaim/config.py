@@ -23,16 +23,21 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
 
+LISTED = 30  # names that a line may list
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Says which names are allowed, the most similar one first: ``did you mean 'b'? Allowed: a, b``."""
+    """Says which names are allowed, the most similar one first: ``did you mean 'b'? Allowed: a, b``.
+
+    Of a long list the beginning is told.
+    """
     names = [str(a) for a in allowed]
     folded = {a.casefold(): a for a in reversed(names)}
     close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
     hint = f"did you mean '{folded[close[0]]}'? " if close else ""
-    return f"{hint}Allowed: {', '.join(names)}"
+    shown = names if len(names) <= LISTED else [*names[:LISTED], f"... ({len(names)} in all)"]
+    return f"{hint}Allowed: {', '.join(shown)}"
 
 
 def recipes() -> dict[str, Path]:

@@ -21,6 +21,15 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of official models: empty, and no test reads or writes the user's."""
+    folder = tmp_path_factory.getbasetemp() / "no-home"
+    monkeypatch.setenv("GENAIM_HOME", str(folder))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    return folder
+
+
 @pytest.fixture
 def data_root() -> Path:
     """The folder of development data, or a skip."""

@@ -5,13 +5,16 @@ the Hub; a loader takes its part of either. Both versions keep one layout and di
 `genaim.models.aim`. SemAIM's encoder (github.com/skyoux/SemAIM) has the blocks of a plain vision transformer.
 """
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from genaim.core.transformer import Transformer
 from genaim.models import AIM, AttentiveProbe
-from genaim.pretrained.keys import KeyTable, load_strict, rename
+from genaim.models.aim import PRESETS
+from genaim.pretrained.keys import KeyTable, count, load_strict, rename
 
 _BLOCK = r"trunk\.blocks\.(\d+)\."
 
@@ -38,6 +41,41 @@ SEMAIM_KEYS: KeyTable = [
     (r"cls_token|pos_embed|patch_embed\.proj\..+", None),  # before the blocks
     (r"(?:query_blocks|prediction_head|gaussian_blur)\..+", None),  # of pre-training
 ]
+
+
+def aim_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Config of an AIM of either version from the shapes of its official weights; the pixel head is not published.
+
+    Raises:
+        ValueError: If it is of no published size: the number of attention heads leaves no trace in the shapes.
+    """
+    patch = state["preprocessor.patchifier.proj.weight"]
+    size = {
+        "version": 1 if "preprocessor.patchifier.norm.bias" in state else 2,  # RMSNorm has no bias
+        "depth": count(state, r"trunk\.blocks\.(\d+)\."),
+        "width": patch.shape[0],
+        "patch_size": patch.shape[-1],
+    }
+    found: dict[str, Any] = {"kind": "aim", "head_depth": None}
+    if "preprocessor.pos_embed" in state:
+        found["image_size"] = math.isqrt(state["preprocessor.pos_embed"].shape[-2]) * size["patch_size"]
+    elif size["version"] == 2:
+        found["positions"] = "sincos"  # the native one takes images of any size
+    for name, preset in PRESETS.items():
+        if size == {key: ({"version": 1} | preset).get(key) for key in size}:
+            return found | {"preset": name}
+    raise ValueError(
+        f"no published AIM has this size, whose number of attention heads cannot be seen: {size}; these are known: "
+        f"{', '.join(PRESETS)}."
+    )
+
+
+def probe_config(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """Config of the probe in an official state dict, but for its attention heads; None if there is no probe."""
+    if "head.linear.weight" not in state:
+        return None
+    num_classes, width = state["head.linear.weight"].shape
+    return {"width": width, "num_classes": num_classes, "bias": "head.linear.bias" in state}
 
 
 def load_official_aim(model: AIM, state: Mapping[str, Tensor]) -> None:

@@ -6,8 +6,11 @@ fills, raises.
 """
 
 import re
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -70,14 +73,41 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], family: str) -> 
             problems.append(f"{key} is {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}")
     if problems:
         raise ValueError(f"the {family} checkpoint does not fit the model: {'; '.join(sorted(problems)[:4])}.")
-    module.load_state_dict(fitted, assign=any(v.is_meta for v in fitted.values()))
+    nowhere = any(tensor.is_meta for tensor in (*fitted.values(), *wanted.values()))
+    module.load_state_dict(fitted, assign=nowhere)  # a module on the meta device has no memory to copy into
 
 
-def read_state(path: str | Path) -> dict[str, Tensor]:
-    """A flat state dict from safetensors or a ``torch.save`` file; pickled objects other than tensors are refused.
+def count(state: Mapping[str, Tensor], pattern: str) -> int:
+    """How many blocks a checkpoint has: one more than the largest number that ``pattern`` captures in its keys."""
+    numbers = [int(match[1]) for key in state if (match := re.match(pattern, key))]
+    return max(numbers, default=-1) + 1
+
+
+def autoencoder_shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Config of the convolutional encoder and decoder whose official weights `CONVOLUTIONAL` renames."""
+    channels = state["encoder.conv_in.weight"].shape[0]
+    levels = range(count(state, r"encoder\.down\.(\d+)\."))
+    return {
+        "channels": channels,
+        "channel_multipliers": [state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] // channels for i in levels],
+        "num_res_blocks": count(state, r"encoder\.down\.0\.block\.(\d+)\."),
+        "latent_channels": state["post_quant_conv.weight"].shape[0],
+        "decoder_attention": count(state, r"decoder\.up\.\d+\.attn\.(\d+)\.") > 0,
+    }
+
+
+def read_state(path: str | Path, container: Sequence[str] = ()) -> dict[str, Tensor]:
+    """A flat state dict from safetensors or a ``torch.save`` file; pickled objects are refused, and nothing is run.
+
+    Besides tensors and plain values an ``argparse.Namespace`` is let through, which official files carry as their
+    ``args``: reading one calls no code but that of the empty standard class.
+
+    Args:
+        path: The file.
+        container: Keys that lead to the weights in files of this family that hold more, such as ``model_ema``.
 
     Raises:
-        ValueError: If the file cannot be read safely.
+        ValueError: If the file cannot be read safely, or holds no state dict there.
     """
     path = Path(path)
     if not path.is_file():
@@ -85,14 +115,20 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}.") from None
-    except Exception:  # unpickling fails with many types; the reason is always the content
-        raise ValueError(
-            f"{path} is not a plain PyTorch checkpoint, or holds objects that could run code; it was not opened. "
-            "Convert it to safetensors where it comes from."
-        ) from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} holds no flat state dict of tensors; extract the model's weights first.")
-    return state
+    except Exception as error:  # unpickling fails with many types; the reason is always the content
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"holds '{named[1]}', which could run code" if named else "is not a plain PyTorch checkpoint"
+        raise ValueError(f"{path} {what}; it was not opened. Convert it to safetensors where it comes from.") from None
+    found: Any = state
+    if isinstance(state, dict) and container and container[0] in state:
+        for key in container:
+            found = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        keys = f"its keys are {', '.join(map(str, state))}"[:200] if isinstance(state, dict) else "it is no dictionary"
+        inside = f", nor one in '{'.'.join(container)}'" if container else ""
+        raise ValueError(f"{path} holds no flat state dict of tensors{inside} ({keys}); extract the weights first.")
+    return found

@@ -1,14 +1,17 @@
 """Official MAR checkpoints (github.com/LTH14/mar): the tokenizer ``kl16.ckpt`` and the models B, L and H."""
 
+import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from genaim.models import MAR
-from genaim.pretrained.keys import CONVOLUTIONAL, KeyTable, load_strict, rename
-from genaim.tokenizers import KLAutoencoder
+from genaim.models.mar import PRESETS
+from genaim.pretrained.keys import CONVOLUTIONAL, KeyTable, autoencoder_shape, count, load_strict, rename
+from genaim.tokenizers import KLAutoencoder, KLAutoencoderConfig
 
 KL16_SCALE = 0.2325  # stands in the official code, not in its files
 
@@ -47,6 +50,44 @@ def load_official_mar(model: MAR, state: Mapping[str, Tensor]) -> None:
         renamed["class_embed.table.weight"] = torch.cat([renamed.pop("classes"), renamed.pop("null_class")])
     renamed |= {f"tokenizer.{k}": v for k, v in model.tokenizer.state_dict().items()}
     load_strict(model, renamed, "MAR")
+
+
+def kl16_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Config of a KL autoencoder from the shapes of its official weights, which take images of any size."""
+    return {"kind": "kl", "autoencoder": autoencoder_shape(state), "latent_scale": KL16_SCALE}
+
+
+def mar_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Config of a MAR from the shapes of its official weights.
+
+    Raises:
+        ValueError: If it is of no published size: the number of attention heads leaves no trace in the shapes.
+    """
+    size = {
+        "encoder_depth": count(state, r"encoder_blocks\.(\d+)\."),
+        "decoder_depth": count(state, r"decoder_blocks\.(\d+)\."),
+        "width": state["mask_token"].shape[-1],
+        "head": {
+            "kind": "diffusion",
+            "depth": count(state, r"diffloss\.net\.res_blocks\.(\d+)\."),
+            "hidden": state["diffloss.net.input_proj.weight"].shape[0],
+        },
+        "num_buffer": state["encoder_pos_embed_learned"].shape[1] - state["diffusion_pos_embed_learned"].shape[1],
+    }
+    for name, preset in PRESETS.items():
+        if size == {key: ({"num_buffer": 64} | preset)[key] for key in size}:
+            return {"kind": "mar", "preset": name, "num_classes": state["class_emb.weight"].shape[0]}
+    raise ValueError(
+        f"no published MAR has this size, whose number of attention heads cannot be seen: {size}; these are known: "
+        f"{', '.join(PRESETS)}."
+    )
+
+
+def mar_tokenizer(state: Mapping[str, Tensor], tokenizer: KLAutoencoderConfig) -> dict[str, Any]:
+    """What a MAR's weights tell of its tokenizer: the side of its images, and that of a token in latent cells."""
+    tokens, channels = state["diffusion_pos_embed_learned"].shape[1], state["z_proj.weight"].shape[1]
+    patch = math.isqrt(channels // tokenizer.autoencoder.latent_channels)
+    return {"image_size": math.isqrt(tokens) * patch * tokenizer.autoencoder.downsampling, "patch_size": patch}
 
 
 def load_official_kl16(tokenizer: KLAutoencoder, state: Mapping[str, Tensor]) -> None:

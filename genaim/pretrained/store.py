@@ -1,29 +1,38 @@
-"""Models on disk: a folder with ``config.json`` and safetensors weights, or the run folder of a training.
+"""Models by name, and on disk: a folder with ``config.json`` and safetensors weights, or a training's run folder.
 
-MODEL/config.json            kind, configs, and the tokenizer's name when it is shared
+MODEL/config.json            kind, configs, and the tokenizer's name and changed keys when it is shared
 MODEL/model.safetensors      weights of the generator, encoder or tokenizer, whichever the model is
 MODEL/tokenizer/             the generator's tokenizer, unless it is shared
+MODEL/probe/                 what reads classes off the encoder's features, if there is one
 """
 
 import json
-import os
-import shutil
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from genaim.config import nearest, validate
-from genaim.models import ENCODERS, MODELS, Encoder, GenerativeModel
+from genaim.core.progress import Progress
+from genaim.models import ENCODERS, MODELS, AttentiveProbe, AttentiveProbeConfig, Encoder, GenerativeModel
+from genaim.pretrained.fetch import fetch
+from genaim.pretrained.hub import hub_folder
+from genaim.pretrained.official import OFFICIAL
 from genaim.pretrained.ready import ready_tokenizer
+from genaim.pretrained.save import FORMAT
 from genaim.tokenizers import TOKENIZERS, ReadyConfig, Tokenizer
 
-FORMAT = 1
-CONFIG_KEYS = {"generator": {"model", "tokenizer"}, "tokenizer": {"tokenizer"}, "encoder": {"model"}}
-A_KIND = {"generator": "a generator", "tokenizer": "a tokenizer", "encoder": "an encoder"}
+CONFIG_KEYS = {
+    "generator": {"model", "tokenizer"},
+    "tokenizer": {"tokenizer"},
+    "encoder": {"model"},
+    "probe": {"model"},
+}
+A_KIND = {"generator": "a generator", "tokenizer": "a tokenizer", "encoder": "an encoder", "probe": "a probe"}
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -33,22 +42,44 @@ def bundled() -> dict[str, Path]:
     return {p.parent.name: p.parent for p in sorted(BUNDLED.glob("*/config.json"))}
 
 
-def find(name: str) -> Path:
-    """The folder of a bundled model or of a path.
+def find(name: str, progress: Progress | None = None) -> Path:
+    """The folder of a model.
+
+    Args:
+        name: A bundled model, a model folder or run folder, an official checkpoint (downloaded and converted the first
+            time), or ``owner/name`` on the Hub.
+        progress: Where downloads tell their course; None prints lines on standard error.
 
     Raises:
-        ValueError: If neither is there.
+        ValueError: If there is no such model, or it cannot be downloaded.
     """
     if name in bundled():
         return bundled()[name]
     folder = Path(name)
-    if (folder / "config.json").is_file() or (folder / "config.yaml").is_file():
+    if _holds_model(folder):
         return folder
+    if name in OFFICIAL:
+        return fetch(name, progress)
     if folder.is_file():
-        raise ValueError(f"'{name}' is a file; give the name of a bundled model, a model folder or a run folder.")
+        raise ValueError(
+            f"'{name}' is a file; give the name of a model, a model folder or a run folder. "
+            "(An official checkpoint becomes a folder with genaim convert.)"
+        )
     if folder.is_dir():
         raise ValueError(f"folder '{name}' holds no model: it has neither config.json nor a run's config.yaml.")
-    raise ValueError(f"model '{name}' is neither bundled nor a folder; {nearest(name, bundled())}.")
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not folder.parent.exists():
+        return hub_folder(name)
+    known = [*bundled(), *OFFICIAL]
+    raise ValueError(f"model '{name}' is neither bundled nor a folder, nor official; {nearest(name, known)}.")
+
+
+def is_named(name: str) -> bool:
+    """Whether `find` takes a name as that of a bundled, official or shared model, and not of a folder."""
+    return name in bundled() or not _holds_model(Path(name))
+
+
+def _holds_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / "config.yaml").is_file()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -111,49 +142,57 @@ def run_weights(folder: Path) -> list[Path]:
     return [found[-1].parent / f"{stem}.safetensors" for stem in ("weights", "ema")]
 
 
-def load_tokenizer(name: str | ReadyConfig, *, device: torch.device | str = "cpu") -> Tokenizer:
-    """A tokenizer by bundled name, model folder or run folder (a generator's folder gives its tokenizer).
+def load_tokenizer(
+    name: str | ReadyConfig, *, device: torch.device | str = "cpu", progress: Progress | None = None
+) -> Tokenizer:
+    """A tokenizer by a name or folder that `find` takes (that of a generator gives its tokenizer).
 
     A config says by itself where its weights are, if it has any.
 
     Raises:
-        ValueError: If it cannot be found or read, or is an encoder.
+        ValueError: If it cannot be found or read, or has none.
     """
     if not isinstance(name, str):
         return ready_tokenizer(name).to(device)
-    folder = find(name)
+    folder = find(name, progress)
     config = read_config(folder)
-    if config["kind"] == "encoder":
-        raise ValueError(f"'{name}' is an encoder, which has no tokenizer; give a tokenizer or a generator.")
+    if config["kind"] not in ("tokenizer", "generator"):
+        what = A_KIND[config["kind"]]
+        raise ValueError(f"'{name}' is {what}, which has no tokenizer; give a tokenizer or a generator.")
+    changes: dict[str, Any] = {}
     if config["kind"] == "generator":
-        return load_tokenizer(_tokenizer_of(folder, config), device=device)
-    return _build(_tokenizer(config["tokenizer"], str(folder)), _weights(folder, config), folder).to(device)
+        changes = config.get("tokenizer_changes", {})
+        folder = _tokenizer_folder(folder, config, progress)
+        config = read_config(folder)
+    tokenizer = build_tokenizer(config["tokenizer"] | changes, str(folder))
+    return _build(tokenizer, _weights(folder, config), folder).to(device)
 
 
-def load_generator(name: str, *, device: torch.device | str = "cpu") -> GenerativeModel:
-    """A generator with its tokenizer, by bundled name, model folder or run folder.
+def load_generator(
+    name: str, *, device: torch.device | str = "cpu", progress: Progress | None = None
+) -> GenerativeModel:
+    """A generator with its tokenizer, by a name or folder that `find` takes.
 
     Raises:
         ValueError: If it cannot be found or read, or is no generator.
     """
-    folder = find(name)
+    folder = find(name, progress)
     config = read_config(folder)
     if config["kind"] != "generator":
         generators = [n for n, p in bundled().items() if read_config(p)["kind"] == "generator"]
         what = A_KIND[config["kind"]]
         raise ValueError(f"'{name}' is {what}, which cannot generate; bundled generators: {', '.join(generators)}.")
-    tokenizer = load_tokenizer(_tokenizer_of(folder, config))
-    model = build_generator(config["model"], tokenizer, str(folder))
+    model = build_generator(config["model"], load_tokenizer(str(folder), progress=progress), str(folder))
     return _build(model, _weights(folder, config), folder).to(device)
 
 
-def load_encoder(name: str, *, device: torch.device | str = "cpu") -> Encoder:
-    """An encoder by bundled name, model folder or run folder.
+def load_encoder(name: str, *, device: torch.device | str = "cpu", progress: Progress | None = None) -> Encoder:
+    """An encoder by a name or folder that `find` takes.
 
     Raises:
         ValueError: If it cannot be found or read, or is no encoder.
     """
-    folder = find(name)
+    folder = find(name, progress)
     config = read_config(folder)
     if config["kind"] != "encoder":
         raise ValueError(f"'{name}' is {A_KIND[config['kind']]}, not an encoder; give an encoder's folder.")
@@ -164,6 +203,40 @@ def load_encoder(name: str, *, device: torch.device | str = "cpu") -> Encoder:
     build: Any = encoder_class
     encoder: Encoder = build(validate(config_class, config["model"], str(folder)))
     return _build(encoder, _weights(folder, config), folder).to(device)
+
+
+def load_probe(name: str, *, device: torch.device | str = "cpu", progress: Progress | None = None) -> AttentiveProbe:
+    """The probe of an encoder, by a name or folder that `find` takes; its classes are those of the official heads.
+
+    Raises:
+        ValueError: If it cannot be found or read, or the encoder has none.
+    """
+    folder = find(name, progress)
+    config = read_config(folder)
+    if config["kind"] == "encoder" and (folder / "probe").is_dir():
+        folder = folder / "probe"
+        config = read_config(folder)
+    if config["kind"] != "probe":
+        raise ValueError(f"'{name}' is {A_KIND[config['kind']]} without a probe; official AIM v1 encoders have one.")
+    probe = AttentiveProbe(validate(AttentiveProbeConfig, config["model"], str(folder)))
+    return _build(probe, _weights(folder, config), folder).to(device)
+
+
+def from_pretrained(
+    name: str | Path, *, device: torch.device | str = "cpu", progress: Progress | None = None
+) -> GenerativeModel | Encoder | Tokenizer:
+    """A generator, encoder or tokenizer, whichever it is, by a name or folder that `find` takes.
+
+    Raises:
+        ValueError: If it cannot be found or read, or is a probe.
+    """
+    folder = str(find(str(name), progress))
+    kind = read_config(Path(folder))["kind"]
+    if kind == "tokenizer":
+        return load_tokenizer(folder, device=device, progress=progress)
+    if kind == "encoder":
+        return load_encoder(folder, device=device, progress=progress)
+    return load_generator(folder, device=device, progress=progress)
 
 
 def build_generator(config: dict[str, Any], tokenizer: Tokenizer, source: str) -> GenerativeModel:
@@ -177,61 +250,8 @@ def build_generator(config: dict[str, Any], tokenizer: Tokenizer, source: str) -
     return model
 
 
-def save_model(
-    folder: Path,
-    module: GenerativeModel | Encoder | Tokenizer,
-    *,
-    dtype: torch.dtype = torch.float32,
-    shared_tokenizer: str | None = None,
-) -> None:
-    """Writes a model folder, whole or not at all.
-
-    Args:
-        folder: Where to; an existing model there is replaced.
-        module: Generator, encoder or tokenizer.
-        dtype: Format of the stored weights.
-        shared_tokenizer: Name of a bundled tokenizer to refer to, instead of a copy.
-
-    Raises:
-        ValueError: If the folder holds something else than a model.
-    """
-    if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
-        raise ValueError(f"folder '{folder}' holds other files than a model; choose another one, or empty it.")
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    if isinstance(module, GenerativeModel):
-        state = module.state_dict_without_tokenizer()
-        config = {
-            "kind": "generator",
-            "model": module.config.model_dump(mode="json"),
-            "tokenizer": shared_tokenizer or "tokenizer",
-        }
-        if shared_tokenizer is None:
-            save_model(temporary / "tokenizer", module.tokenizer, dtype=dtype)
-    elif isinstance(module, Encoder):
-        state = module.state_dict()
-        config = {"kind": "encoder", "model": module.config.model_dump(mode="json")}
-    else:
-        state = module.state_dict()
-        config = {"kind": "tokenizer", "tokenizer": module.config.model_dump(mode="json")}
-    tensors = {k: (v.to(dtype) if v.is_floating_point() else v).cpu().contiguous() for k, v in state.items()}
-    save_file(tensors, temporary / "model.safetensors")
-    (temporary / "config.json").write_text(json.dumps({"format": FORMAT, **config}, indent=1))
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(temporary, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _tokenizer_of(folder: Path, config: dict[str, Any]) -> str:
-    name: str = config["tokenizer"]
-    return name if name in bundled() else str(folder / name)
-
-
-def _tokenizer(config: dict[str, Any], source: str) -> Tokenizer:
+def build_tokenizer(config: dict[str, Any], source: str) -> Tokenizer:
+    """A tokenizer with fresh weights, from its config as read from ``source``."""
     kind = config.get("kind")
     if kind not in TOKENIZERS:
         raise ValueError(f"{source}: unknown tokenizer kind {kind!r}; {nearest(str(kind), TOKENIZERS)}.")
@@ -239,6 +259,14 @@ def _tokenizer(config: dict[str, Any], source: str) -> Tokenizer:
     build: Any = tokenizer_class
     tokenizer: Tokenizer = build(validate(config_class, config, source))
     return tokenizer
+
+
+def _tokenizer_folder(folder: Path, config: dict[str, Any], progress: Progress | None) -> Path:
+    """Where the tokenizer of a generator's folder is."""
+    name: str = config["tokenizer"]
+    if name in bundled():
+        return bundled()[name]
+    return fetch(name, progress) if name in OFFICIAL else folder / name
 
 
 def _weights(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:

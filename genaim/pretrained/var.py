@@ -1,13 +1,16 @@
 """Official VAR checkpoints (github.com/FoundationVision/VAR): the tokenizer ``vae_ch160v4096z32`` and d16 to d36."""
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from genaim.models import VAR
-from genaim.pretrained.keys import CONVOLUTIONAL, KeyTable, load_strict, rename
-from genaim.tokenizers import MultiScaleVQ
+from genaim.models.var import PRESETS
+from genaim.pretrained.keys import CONVOLUTIONAL, KeyTable, autoencoder_shape, count, load_strict, rename
+from genaim.tokenizers import MultiScaleVQ, MultiScaleVQConfig
 
 VQVAE_KEYS: KeyTable = [
     *CONVOLUTIONAL,
@@ -36,6 +39,43 @@ VAR_KEYS: KeyTable = [
 ]
 
 
+PUBLISHED_SAMPLING = {"guidance_scale": 2.5, "top_k": 900, "top_p": 0.96}  # the published cfg of 1.5 is ours minus 1
+
+
+def vqvae_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Config of a VQVAE from the shapes of its official weights; they fit any list of scales."""
+    return {
+        "kind": "multiscale_vq",
+        "autoencoder": autoencoder_shape(state),
+        "codebook": {"size": state["quantize.embedding.weight"].shape[0]},
+        "num_residual_convs": count(state, r"quantize\.quant_resi\.qresi_ls\.(\d+)\."),
+    }
+
+
+def var_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Config of a VAR from the shapes of its official weights; a published size gets its preset and its sampling."""
+    hidden, width = state["blocks.0.ffn.fc1.weight"].shape
+    size = {
+        "depth": count(state, r"blocks\.(\d+)\."),
+        "width": width,
+        "num_heads": state["blocks.0.attn.scale_mul_1H11"].numel(),
+        "mlp_ratio": hidden / width,
+        "shared_adaln": "shared_ada_lin.1.weight" in state,
+    }
+    config = {"kind": "var", "num_classes": state["class_emb.weight"].shape[0] - 1}
+    published = {"width": 64 * size["depth"], "num_heads": size["depth"], "mlp_ratio": 4.0, "shared_adaln": False}
+    for name, preset in PRESETS.items():
+        if {**published, **preset} == size:
+            return config | {"preset": name, "sampling": PUBLISHED_SAMPLING}
+    return config | size
+
+
+def var_tokenizer(state: Mapping[str, Tensor], tokenizer: MultiScaleVQConfig) -> dict[str, Any]:
+    """What a VAR's weights tell of its tokenizer: the sides of its scales, from the scale of every position."""
+    sizes = torch.bincount(state["lvl_1L"].flatten().long()).tolist()
+    return {"patch_nums": [math.isqrt(size) for size in sizes]}
+
+
 def load_official_vqvae(tokenizer: MultiScaleVQ, state: Mapping[str, Tensor]) -> None:
     """Fills a tokenizer from an official VQVAE state dict.
 
@@ -43,7 +83,7 @@ def load_official_vqvae(tokenizer: MultiScaleVQ, state: Mapping[str, Tensor]) ->
         ValueError: If a key or shape does not fit.
     """
     renamed = rename(state, VQVAE_KEYS, "VAR tokenizer")
-    renamed["codebook.usage"] = torch.zeros_like(tokenizer.codebook.usage)  # not published
+    renamed["codebook.usage"] = torch.zeros(tokenizer.codebook.usage.shape)  # not published
     load_strict(tokenizer, renamed, "VAR tokenizer")
 
 

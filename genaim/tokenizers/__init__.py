@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag
 
 from genaim.config import Config
-from genaim.tokenizers.base import Tokenizer, TrainableTokenizer, fingerprint
+from genaim.tokenizers.base import Tokenizer, TrainableTokenizer, fingerprint, same_weights
 from genaim.tokenizers.diffusers_autoencoder import DiffusersAutoencoder, DiffusersAutoencoderConfig
 from genaim.tokenizers.latents import KLAutoencoder, KLAutoencoderConfig, LatentTokenizer
 from genaim.tokenizers.multiscale_vq import MultiScaleVQ, MultiScaleVQConfig
@@ -63,4 +63,5 @@ __all__ = [
     "TrainableConfig",
     "TrainableTokenizer",
     "fingerprint",
+    "same_weights",
 ]

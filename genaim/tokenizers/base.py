@@ -105,6 +105,19 @@ class TrainableTokenizer(Tokenizer):
         """The decoder's last weight, against which adversarial and reconstruction gradients are balanced."""
 
 
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two modules hold the same weights, up to the rounding of 16-bit files.
+
+    bfloat16 rounds by 2^-9 at most, and below 1e-6 float16 has lost digits.
+    """
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(
+        first[key].shape == second[key].shape
+        and torch.allclose(first[key].cpu(), second[key].cpu(), rtol=2**-8, atol=1e-6)
+        for key in first
+    )
+
+
 def fingerprint(module: nn.Module) -> str:
     """A short hash of a module's weights, for cache keys and records; 16 hex digits."""
     import hashlib

@@ -23,7 +23,7 @@ class Malicious:
 def test_pickled_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
     path = tmp_path / "var.pth"
     torch.save({"weight": torch.zeros(2), "args": Malicious(tmp_path / "owned")}, path)
-    with pytest.raises(ValueError, match="objects that could run code; it was not opened") as error:
+    with pytest.raises(ValueError, match=r"holds '.*mkdir', which could run code; it was not opened") as error:
         read_state(path)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "owned").exists()

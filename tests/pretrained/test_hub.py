@@ -1,0 +1,121 @@
+"""Models of one's own: saved, shared on the Hub, and read again."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+
+from genaim.models import GenerativeModel
+from genaim.pretrained import from_pretrained, load_generator, push_to_hub, save_pretrained
+from genaim.pretrained.store import is_named
+from genaim.tokenizers import fingerprint
+from samplers import generate
+from tests.tiny import make_tokenizer, make_var
+
+
+class LocalHub:
+    """Repositories as folders; has the methods of ``HfApi`` and ``snapshot_download`` that are used."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.private, self.token = root, None, None
+
+    def __call__(self, token: str | None = None) -> "LocalHub":
+        self.token = token
+        return self
+
+    def create_repo(self, repo_id: str, *, private: bool | None, exist_ok: bool) -> str:
+        assert exist_ok
+        self.private = private
+        (self.root / repo_id).mkdir(parents=True, exist_ok=True)
+        return f"https://hub/{repo_id}"
+
+    def file_exists(self, repo_id: str, filename: str) -> bool:
+        return (self.root / repo_id / filename).exists()
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+
+    def snapshot_download(self, repo_id: str, *, allow_patterns: list[str]) -> str:
+        if not (self.root / repo_id).is_dir():
+            raise OSError(f"404 Client Error.\n\nRepository Not Found for {repo_id}.")
+        assert set(allow_patterns) == {"config.json", "*.safetensors", "README.md"}
+        return str(self.root / repo_id)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
+    hub = LocalHub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "HfApi", hub)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return hub
+
+
+def assert_same(model: Any, expected: GenerativeModel) -> None:
+    labels = torch.tensor([0, 3, 5])
+    assert isinstance(model, GenerativeModel)
+    assert generate(model, labels, seed=2).equal(generate(expected, labels, seed=2))
+
+
+def test_saved_and_read_again(tmp_path: Path) -> None:
+    model = make_var()
+    save_pretrained(model, str(tmp_path / "model"))
+    assert_same(from_pretrained(tmp_path / "model"), model)
+    save_pretrained(model.tokenizer, tmp_path / "tokenizer")
+    assert fingerprint(from_pretrained(tmp_path / "tokenizer")) == fingerprint(model.tokenizer)
+
+
+def test_a_bundled_model_is_saved_with_its_own_tokenizer(tmp_path: Path) -> None:
+    model = load_generator("mnist-var")
+    save_pretrained(model, tmp_path / "model")
+    assert (tmp_path / "model" / "tokenizer" / "model.safetensors").is_file()
+    labels = torch.tensor([4])
+    assert generate(load_generator(str(tmp_path / "model")), labels).equal(generate(model, labels))
+
+
+def test_pushed_and_read_again(hub: LocalHub) -> None:
+    model = make_var()
+    assert push_to_hub(model, "me/tiny", private=True, token="secret") == "https://hub/me/tiny"
+    assert (hub.private, hub.token) == (True, "secret")
+    files = sorted(p.relative_to(hub.root).as_posix() for p in hub.root.rglob("*") if p.is_file())
+    own = ["README.md", "config.json", "model.safetensors", "tokenizer/config.json", "tokenizer/model.safetensors"]
+    assert files == [f"me/tiny/{name}" for name in own]
+    card = (hub.root / "me" / "tiny" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: genaim\n")
+    assert "genaim sample --model me/tiny" in card
+    assert_same(load_generator("me/tiny"), model)
+    assert is_named("me/tiny")
+
+
+def test_a_tokenizer_is_pushed(hub: LocalHub) -> None:
+    tokenizer = make_tokenizer()
+    push_to_hub(tokenizer, "me/vq", card="# Mine\n")
+    assert (hub.root / "me" / "vq" / "README.md").read_text() == "# Mine\n"
+    assert fingerprint(from_pretrained("me/vq")) == fingerprint(tokenizer)
+
+
+def test_a_card_of_the_repository_stays(hub: LocalHub) -> None:
+    push_to_hub(make_tokenizer(), "me/vq", card="# Mine\n")
+    push_to_hub(make_tokenizer(codebook={"size": 8}), "me/vq")
+    assert (hub.root / "me" / "vq" / "README.md").read_text() == "# Mine\n"
+    assert from_pretrained("me/vq").codebook_size == 8
+
+
+def test_what_is_not_on_the_hub_is_named(hub: LocalHub) -> None:
+    with pytest.raises(ValueError, match="model 'me/none' is neither bundled nor a folder, and cannot be had") as error:
+        from_pretrained("me/none")
+    assert "\n" not in str(error.value)
+    (hub.root / "me" / "other").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"'me/other' on the Hub holds no config\.json"):
+        from_pretrained("me/other")
+
+
+def test_a_path_beside_existing_folders_is_not_asked_of_the_hub(hub: LocalHub) -> None:
+    Path("runs").mkdir()
+    for name in ("runs/missing", "../work/missing", "a/b/c"):
+        with pytest.raises(ValueError, match="is neither bundled nor a folder, nor official"):
+            from_pretrained(name)
