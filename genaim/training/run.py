@@ -17,10 +17,11 @@ from genaim.data import (
     build_dataset,
     build_token_cache,
 )
-from genaim.models import ENCODERS, MODELS, GeneratorConfig
+from genaim.models import ENCODERS, MODELS, Encoder, GenerativeModel, GeneratorConfig
 from genaim.tokenizers import TOKENIZERS, LatentTokenizer, Tokenizer, fingerprint
 from genaim.training.checkpoint import checkpoints
 from genaim.training.config import AnyRunConfig, EncoderRunConfig, GeneratorRunConfig, TokenizerRunConfig
+from genaim.training.init import start_from
 from genaim.training.latent_scale import settle_latent_scale
 from genaim.training.run_folder import write_config
 from genaim.training.tasks import EncoderTask, GeneratorTask, SampleFn, Task
@@ -29,6 +30,8 @@ from genaim.training.trainer import Dataset, Trainer, make_accelerator
 
 StoreFn = Callable[[Path, Tokenizer], None]
 """Writes a tokenizer's folder; training imports no file format of models."""
+LoadFn = Callable[[str], GenerativeModel | Encoder | Tokenizer]
+"""Reads a model by name or folder."""
 
 
 def train(
@@ -37,6 +40,7 @@ def train(
     *,
     tokenizer: Tokenizer | None = None,
     store_tokenizer: StoreFn | None = None,
+    load_model: LoadFn | None = None,
     sample_fn: SampleFn | None = None,
 ) -> Path:
     """Trains a recipe to its end, continuing what its run folder holds.
@@ -46,6 +50,7 @@ def train(
         progress: Where the course is told.
         tokenizer: The trained tokenizer; a generator run needs it.
         store_tokenizer: How it is kept with the run, so that the folder rebuilds the model by itself.
+        load_model: How the model that the recipe's `init` names is read.
         sample_fn: How a generator is sampled for the image grids.
 
     Returns:
@@ -83,6 +88,10 @@ def train(
         config = _scaled(config, tokenizer, train_set, folder, accelerator, progress)
         model_class: Any = MODELS[config.model.kind][1]
         task = GeneratorTask(model_class(config.model, tokenizer), sample_fn)
+    if config.init is not None and not checkpoints(folder):
+        if load_model is None:
+            raise ValueError(f"init is '{config.init}', but nothing can read it; pass load_model=.")
+        start_from(task.model, load_model(config.init), config.init, progress)
     if accelerator.is_main_process:
         write_config(folder, config)
         kept = (folder / "tokenizer").exists() and checkpoints(folder)
