@@ -53,7 +53,8 @@ def bundle(
     """Export a run's averaged weights in 16 bits, and write the model card with pictures."""
     from apps.model_card import Origin, write_card
     from apps.progress import make_progress
-    from genaim.pretrained.store import BUNDLED, load_generator, load_tokenizer, save_model
+    from genaim.pretrained import load_generator, load_tokenizer, save_model
+    from genaim.pretrained.store import BUNDLED
 
     config = read_run(run)
     progress = make_progress()
@@ -113,7 +114,7 @@ def set_sampling(
     """
     from apps.model_card import GRID_ROWS
     from apps.request import SampleRequest, resolve
-    from genaim.models import GenerativeModel, SamplingDefaults
+    from genaim.models import GenerativeModel
     from genaim.tokenizers import fingerprint
 
     assert isinstance(model, GenerativeModel)
@@ -125,7 +126,8 @@ def set_sampling(
     request.check()
     dtype = next(model.parameters()).dtype
     settings = resolve(request, model.config, fingerprint(model), model.device, dtype)
-    sampling = SamplingDefaults(guidance_scale=settings["guidance_scale"], **settings["options"])
+    chosen = {"guidance_scale": settings["guidance_scale"], **settings["options"]}
+    sampling = model.config.sampling.model_copy(update=chosen)
     model.config = model.config.model_copy(update={"sampling": sampling})
     return settings
 
@@ -158,22 +160,15 @@ def check_shared(model: "GenerativeModel | Tokenizer", name: str) -> None:
     Raises:
         ValueError: If it is not bundled, or another.
     """
-    import torch
-
     from genaim.config import nearest
     from genaim.models import GenerativeModel
     from genaim.pretrained import bundled, load_tokenizer
+    from genaim.tokenizers import same_weights
 
     assert isinstance(model, GenerativeModel)
     if name not in bundled():
         raise ValueError(f"tokenizer '{name}' is not bundled; {nearest(name, bundled())}. Bundle the tokenizer first.")
-    own, shared = model.tokenizer.state_dict(), load_tokenizer(name).state_dict()
-    # bfloat16 rounds by 2^-9 at most; below 1e-6 float16 has lost digits.
-    same = own.keys() == shared.keys() and all(
-        own[key].shape == shared[key].shape and torch.allclose(own[key], shared[key], rtol=2**-8, atol=1e-6)
-        for key in own
-    )
-    if not same:
+    if not same_weights(model.tokenizer, load_tokenizer(name)):
         raise ValueError(
             f"tokenizer '{name}' is not the one that the run was trained with; bundle that one, and share it."
         )

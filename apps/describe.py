@@ -1,7 +1,7 @@
 """`genaim models`, `genaim info` and the keys of recipes: what there is, told in tables."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from apps.progress import make_progress
+from apps.request import in_words
 from genaim.config import find_recipe, load_config, recipes
 from genaim.models import Encoder, GenerativeModel
-from genaim.pretrained import bundled, find, load_encoder, load_generator, load_tokenizer
-from genaim.pretrained.store import read_config
+from genaim.pretrained import OFFICIAL, bundled, find, from_pretrained
+from genaim.pretrained.fetch import cached
 from genaim.tokenizers import Tokenizer
 from genaim.training.config import RUNS, parse_run
 
@@ -29,7 +31,7 @@ def show_models() -> None:
     for heading in ("name", "kind", "image", "classes", "parameters", "on disk", "licence"):
         table.add_column(heading, no_wrap=heading == "name")
     for name, folder in bundled().items():
-        model = load(name)
+        model = from_pretrained(folder)
         classes = model.config.num_classes if isinstance(model, GenerativeModel) else ""
         kind, side = kind_of(model), sized(model).image_size
         size = f"{disk_size(folder) / 1e6:.1f} MB"
@@ -39,6 +41,18 @@ def show_models() -> None:
         print("\nsample one:  genaim sample --model NAME        more of it:  genaim info NAME\n")
     else:
         print("No model is bundled with this installation; train one of the recipes.\n")
+
+
+def show_official() -> None:
+    """Prints a table of the official checkpoints; loads and downloads nothing."""
+    table = Table(title="Official checkpoints", title_justify="left", box=None, pad_edge=False)
+    for heading in ("name", "family", "image", "parameters", "licence", "here"):
+        table.add_column(heading, no_wrap=heading == "name")
+    for name, row in OFFICIAL.items():
+        image = f"{row.image_size}x{row.image_size}" if row.image_size else "any"
+        table.add_row(name, row.family, image, row.parameters, row.licence.name, "yes" if cached(name) else "")
+    console().print(table)
+    print("\nA name is downloaded and converted when it is first used; genaim convert takes files that you have.\n")
 
 
 def show_recipes() -> None:
@@ -59,8 +73,8 @@ def show_info(name: str) -> None:
     Raises:
         ValueError: If it cannot be found or read.
     """
-    folder = find(name)
-    model = load(name)
+    folder = find(name, make_progress(sys.stderr))
+    model = from_pretrained(folder)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column()
@@ -74,9 +88,9 @@ def show_info(name: str) -> None:
     if isinstance(model, GenerativeModel):
         rows["classes"] = class_list(model)
         sampling = model.config.sampling.model_dump().items()
-        rows["sampling"] = ", ".join(f"{k} {'off' if v is None else f'{v:g}'}" for k, v in sampling)
+        rows["sampling"] = ", ".join(f"{k} {in_words(v)}" for k, v in sampling)
     if isinstance(model, GenerativeModel | Encoder):
-        rows["config"] = as_yaml(model.config)
+        rows["config"] = as_yaml(model.config, exclude={"class_names"})
     if not isinstance(model, Encoder):
         rows["tokenizer"] = as_yaml(tokenizer_of(model).config)
     if (folder / CARD).is_file():
@@ -125,16 +139,6 @@ def config_keys(cls: type[BaseModel], values: Any, prefix: str = "") -> Iterator
 
 
 # Parts
-
-
-def load(name: str) -> GenerativeModel | Encoder | Tokenizer:
-    """A generator, encoder or tokenizer, by bundled name or folder."""
-    loaders: dict[str, Callable[[str], GenerativeModel | Encoder | Tokenizer]] = {
-        "generator": load_generator,
-        "encoder": load_encoder,
-        "tokenizer": load_tokenizer,
-    }
-    return loaders[read_config(find(name))["kind"]](name)
 
 
 def sized(model: GenerativeModel | Encoder | Tokenizer) -> Encoder | Tokenizer:
@@ -189,9 +193,10 @@ def first_comment(path: Path) -> str:
     return line.lstrip("# ").rstrip() if line.startswith("#") else ""
 
 
-def as_yaml(config: BaseModel) -> str:
+def as_yaml(config: BaseModel, exclude: set[str] | None = None) -> str:
     """A config as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100).rstrip()
+    plain = config.model_dump(mode="json", exclude=exclude)
+    return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100).rstrip()
 
 
 def in_yaml(value: Any) -> str:

@@ -161,6 +161,8 @@ def judge_request(request: "SampleRequest", cnn: "DigitCNN", mnist: Path, progre
 
 def summary(figures: dict[str, Any]) -> str:
     """The figures for a reader, with what is wanted."""
+    from apps.request import in_words
+
     classes = "  ".join(f"{c}: {share:.1%}" for c, share in figures["agreement_per_class"].items())
     settings = figures["settings"]
     options = {"guidance": settings["guidance_scale"], **settings["options"]}
@@ -169,7 +171,7 @@ def summary(figures: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{figures['model']}, {figures['generated']} digits, seed {settings['seed']}, "
-            + ", ".join(f"{name} {'off' if value is None else f'{value:g}'}" for name, value in options.items()),
+            + ", ".join(f"{name} {in_words(value)}" for name, value in options.items()),
             f"agreement   {figures['agreement']:.1%}  (wanted {WANTED['agreement']:.0%})",
             f"            {classes}",
             f"equal pairs {figures['equal_pairs']}  (wanted 0)",

@@ -20,7 +20,7 @@ from apps.provenance import (
     training_seconds,
     whole_split,
 )
-from apps.request import Settings
+from apps.request import Settings, in_words
 from apps.sample import draw
 from genaim.core.progress import Progress
 from genaim.data import DataConfig, image_to_tensor
@@ -122,7 +122,7 @@ def sample_section(folder: Path, name: str, images: Tensor, settings: Settings) 
     """The sample grid."""
     save_sheet(images, len(images) // GRID_ROWS, folder / "samples.png")
     options = {"guidance": settings["guidance_scale"], **settings["options"]}
-    words = ", ".join(f"{key} {'off' if value is None else f'{value:g}'}" for key, value in options.items())
+    words = ", ".join(f"{key} {in_words(value)}" for key, value in options.items())
     command = f"genaim sample --model {name} -n {len(images)} --seed {settings['seed']} --dtype float32"
     return (
         f"![Samples](samples.png)\n\nSamples of these weights, not selected: the classes in turn, seed "

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from apps.folders import read_record
-from genaim.config import nearest, validate
+from genaim.config import validate
 from genaim.heads import SamplingOptions
 from genaim.models import GeneratorConfig
-from genaim.pretrained import bundled
+from genaim.pretrained.store import is_named
+from samplers.labels import class_numbers
 
 Settings = dict[str, Any]
 """Everything that decides the pictures, JSON-able."""
@@ -24,7 +25,7 @@ class SampleRequest:
     """What is asked for; None takes the model's own value."""
 
     model: str
-    """Bundled model, model folder or run folder."""
+    """Name of a model, model folder or run folder."""
     classes: tuple[str, ...] = ()
     """Names or numbers, given in turn to the images; none takes all classes."""
     count: int = 16
@@ -66,7 +67,9 @@ def resolve(
     scale = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
     if scale != 1.0 and not config.num_classes:
         raise ValueError(f"--guidance {scale:g} needs classes, and model '{request.model}' has none; leave it out.")
-    options = {
+    # What no option asks for, such as the scheduler of a diffusion head, is the model's own.
+    own = {name: value for name, value in defaults.options().model_dump().items() if value is not None}
+    options = own | {
         "temperature": defaults.temperature if request.temperature is None else request.temperature,
         "top_k": (defaults.top_k if request.top_k is None else request.top_k) or None,
         "top_p": defaults.top_p if request.top_p is None else request.top_p,
@@ -76,7 +79,7 @@ def resolve(
     labels = choose_labels(request, config)
     names = config.class_names if labels is not None else None
     return {
-        "model": request.model if request.model in bundled() else str(Path(request.model).resolve()),
+        "model": request.model if is_named(request.model) else str(Path(request.model).resolve()),
         "weights": weights,
         "count": request.count,
         "labels": labels,
@@ -88,6 +91,11 @@ def resolve(
         "device": device.type,
         "dtype": str(dtype).removeprefix("torch."),
     }
+
+
+def in_words(value: float | str | None) -> str:
+    """A sampling option for a reader."""
+    return "off" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
 def choose_labels(request: SampleRequest, config: GeneratorConfig) -> list[int] | None:
@@ -104,30 +112,6 @@ def choose_labels(request: SampleRequest, config: GeneratorConfig) -> list[int] 
         return None
     chosen = class_numbers(request.classes, config) or list(range(config.num_classes))
     return [chosen[i % len(chosen)] for i in range(request.count)]
-
-
-def class_numbers(asked: Sequence[str], config: GeneratorConfig) -> list[int]:
-    """Numbers of classes given by name (in any case) or number, one or several to a text, with commas.
-
-    Raises:
-        ValueError: If there is no such class.
-    """
-    names = [name.casefold() for name in config.class_names or ()]
-    numbers = []
-    for text in asked:
-        # A name may hold commas itself, as ImageNet's do.
-        for part in [text] if text.casefold() in names else text.split(","):
-            part = part.strip()
-            if part.casefold() in names:
-                numbers.append(names.index(part.casefold()))
-            elif part.isascii() and part.isdigit() and int(part) < config.num_classes:
-                numbers.append(int(part))
-            else:
-                allowed = f"numbers 0 to {config.num_classes - 1}"
-                if config.class_names:
-                    allowed = f"{nearest(part, config.class_names)}; or {allowed}"
-                raise ValueError(f"unknown class '{part}'; {allowed}.")
-    return numbers
 
 
 def read_request(path: Path) -> SampleRequest:

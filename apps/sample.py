@@ -20,7 +20,7 @@ from PIL import Image
 import genaim
 from apps.folders import RECORD, RECORD_FORMAT, check_replaceable, hash_file, read_record, written_whole
 from apps.progress import make_progress
-from apps.request import SampleRequest, Settings, command_line, resolve, shortest_turn
+from apps.request import SampleRequest, Settings, command_line, in_words, resolve, shortest_turn
 from genaim.core.hardware import pick_device, pick_dtype
 from genaim.core.order import Step
 from genaim.core.progress import Progress
@@ -56,8 +56,9 @@ def sample(request: SampleRequest, out: Path | None = None) -> Path:
         check_replaceable(out)
     device = pick_device(request.device)
     dtype = pick_dtype(request.dtype, device)
+    progress = make_progress(sys.stderr)
     began = time.perf_counter()
-    model = load_generator(request.model, device=device)
+    model = load_generator(request.model, device=device, progress=progress)
     weights = fingerprint(model)
     if request.weights not in (None, weights):
         raise ValueError(
@@ -66,7 +67,6 @@ def sample(request: SampleRequest, out: Path | None = None) -> Path:
     loaded = time.perf_counter() - began
     settings = resolve(request, model.config, weights, device, dtype)
     folder = out or free_folder(settings)
-    progress = make_progress(sys.stderr)
     with written_whole(folder) as temporary:
         progress.say(introduction(settings))
         began, files, shown = time.perf_counter(), {}, []
@@ -185,7 +185,7 @@ def free_folder(settings: Settings) -> Path:
 
 def introduction(settings: Settings) -> str:
     """One line that tells what will be drawn, and how."""
-    options = "".join(f", {name} {value:g}" for name, value in settings["options"].items() if value is not None)
+    options = "".join(f", {name} {in_words(value)}" for name, value in settings["options"].items() if value is not None)
     return (
         f"{Path(settings['model']).name}: {settings['count']} images, seed {settings['seed']}, "
         f"guidance {settings['guidance_scale']:g}{options}, on {settings['device']} in {settings['dtype']}"
