@@ -40,7 +40,7 @@ def _root(
 def sample(
     context: typer.Context,
     model: Annotated[
-        str, typer.Option(metavar="NAME|FOLDER", help="Bundled model, model folder or run folder.")
+        str, typer.Option(metavar="NAME|FOLDER", help="Bundled or official model, model folder or run folder.")
     ] = DEFAULT_MODEL,
     classes: Annotated[
         list[str] | None,
@@ -125,19 +125,43 @@ def train(
 
 @app.command()
 def models() -> None:
-    """List the models that can be sampled, and the recipes that train them."""
-    from apps.describe import show_models, show_recipes
+    """List the bundled and official models, and the recipes that train models."""
+    from apps.describe import show_models, show_official, show_recipes
 
     show_models()
+    show_official()
     show_recipes()
 
 
 @app.command()
-def info(model: Annotated[str, typer.Argument(help="Bundled model, model folder or run folder.")]) -> None:
+def info(
+    model: Annotated[str, typer.Argument(help="Bundled or official model, model folder or run folder.")],
+) -> None:
     """Show what a model is made of: sizes, classes, tokenizer, sampling defaults, config."""
     from apps.describe import show_info
 
     show_info(model)
+
+
+@app.command()
+def convert(
+    family: Annotated[
+        str, typer.Argument(metavar="FAMILY|NAME", help="Family of the file, such as var, or official name: var-d16.")
+    ],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Official file, .pth or .safetensors.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Model folder to write.")],
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FOLDER|FILE",
+            help="Tokenizer to put beside a generator. Default: the official one, by reference.",
+        ),
+    ] = None,
+) -> None:
+    """Convert an official checkpoint to a model folder. Nothing in the file is executed."""
+    from apps.convert import convert
+
+    convert(family, files, out, tokenizer)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from apps.errors import Stopped
 from apps.progress import make_progress
 from genaim.config import find_recipe, load_config
 from genaim.core.hardware import pick_device, pick_dtype
-from genaim.pretrained import load_tokenizer, save_model
+from genaim.pretrained import from_pretrained, load_tokenizer, save_model
 from genaim.training.config import GeneratorRunConfig, parse_run
 from genaim.training.run import train as run_training
 from genaim.training.trainer import Interrupted
@@ -23,10 +23,10 @@ def train(recipe: str, overrides: Sequence[str]) -> None:
     """
     path = find_recipe(recipe)
     config = parse_run(load_config(path, overrides), str(path))
-    tokenizer = load_tokenizer(config.tokenizer) if isinstance(config, GeneratorRunConfig) else None
+    progress = make_progress()
+    tokenizer = load_tokenizer(config.tokenizer, progress=progress) if isinstance(config, GeneratorRunConfig) else None
     device = pick_device(config.device)
     dtype = str(pick_dtype(config.dtype, device)).removeprefix("torch.")
-    progress = make_progress()
     what = "an encoder" if config.kind == "encoder" else f"a {config.kind}"
     work = f"{what}, {config.steps} steps of {config.batch_size} images"
     progress.say(f"{config.name}: training {work}, on {device} in {dtype}")
@@ -36,6 +36,7 @@ def train(recipe: str, overrides: Sequence[str]) -> None:
             progress,
             tokenizer=tokenizer,
             store_tokenizer=save_model,
+            load_model=lambda name: from_pretrained(name, progress=progress),
             sample_fn=lambda model, labels, seed: generate(model, labels, seed=seed),
         )
     except Interrupted as interrupted:

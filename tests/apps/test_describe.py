@@ -14,7 +14,7 @@ from genaim.config import recipes
 from genaim.training.config import RUNS
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = ("sample", "train", "models", "info", "bench")
+COMMANDS = ("sample", "train", "models", "info", "convert", "bench")
 
 
 def test_help_needs_no_library_of_ours():
