@@ -107,7 +107,7 @@ def advice(name: str, reason: str) -> str:
     needed = [name]
     if isinstance(family, GeneratorFamily) and cached(family.tokenizer) is None:
         needed.append(family.tokenizer)
-    urls = [file.url for n in needed for file in OFFICIAL[n].files]
+    urls = [f"'{file.url}'" for n in needed for file in OFFICIAL[n].files]
     commands = []
     for missing in needed:
         names = [file.name for file in OFFICIAL[missing].files]
