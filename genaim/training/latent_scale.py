@@ -9,11 +9,11 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from genaim.core.progress import Progress
 from genaim.data import make_loader
 from genaim.tokenizers import LatentTokenizer
 from genaim.tokenizers.latents import Posterior, split_moments
 from genaim.training.checkpoint import checkpoints
-from genaim.core.progress import Progress
 from genaim.training.trainer import Dataset
 
 IMAGES, BATCH = 256, 16
