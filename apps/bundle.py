@@ -44,6 +44,7 @@ def bundle(
     temperature: Annotated[float | None, typer.Option(help="Default temperature to store.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Default top-k to store; 0 is off.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Default top-p to store; 1 is off.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Default steps to store, where the order can choose.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe of the run. Default: the one of the run's name.")] = None,
     hardware: Annotated[str | None, typer.Option(help="What trained the run. Default: this machine.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Training time. Default: from the run's metrics.")] = None,
@@ -64,8 +65,8 @@ def bundle(
     module = load(str(run))
     settings = None
     if config.kind == "generator":
-        settings = set_sampling(module, str(run), guidance, temperature, top_k, top_p)
-    elif tokenizer is not None or (guidance, temperature, top_k, top_p) != (None,) * 4:
+        settings = set_sampling(module, str(run), guidance, temperature, top_k, top_p, steps)
+    elif tokenizer is not None or (guidance, temperature, top_k, top_p, steps) != (None,) * 5:
         raise ValueError(f"'{run}' is a tokenizer, which is not sampled and has no tokenizer; give its dtype only.")
     storage = storage_dtype(dtype, module)
     if tokenizer is not None:
@@ -106,6 +107,7 @@ def set_sampling(
     temperature: float | None,
     top_k: int | None,
     top_p: float | None,
+    steps: int | None,
 ) -> "Settings":
     """Stores the default sampling in the model's config; returns the settings of the card's samples.
 
@@ -121,12 +123,21 @@ def set_sampling(
     classes = model.config.num_classes
     columns = classes if 4 <= classes <= 16 else 8
     request = SampleRequest(
-        source, (), GRID_ROWS * columns, SEED, guidance, temperature, top_k, top_p, BATCH_SIZE, dtype="float32"
+        source,
+        count=GRID_ROWS * columns,
+        seed=SEED,
+        guidance_scale=guidance,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        num_steps=steps,
+        batch_size=BATCH_SIZE,
+        dtype="float32",
     )
     request.check()
     dtype = next(model.parameters()).dtype
     settings = resolve(request, model.config, fingerprint(model), model.device, dtype)
-    chosen = {"guidance_scale": settings["guidance_scale"], **settings["options"]}
+    chosen = {name: settings[name] for name in ("guidance_scale", "num_steps")} | settings["options"]
     sampling = model.config.sampling.model_copy(update=chosen)
     model.config = model.config.model_copy(update={"sampling": sampling})
     return settings

@@ -60,6 +60,18 @@ def sample(
     top_p: Annotated[
         float | None, typer.Option(help="Draw among the likeliest codes of this total; 1 is off. Default: the model's.")
     ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of generation, where the order can choose (MAR). Default: the model's.")
+    ] = None,
+    diffusion_steps: Annotated[
+        int | None, typer.Option(help="Steps of a diffusion head for each token. Default: the model's.")
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Sampler of a diffusion head: ddim, dpmsolver++, euler or a diffusers class."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images computed together.")] = 16,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[
@@ -81,7 +93,20 @@ def sample(
     from apps.sample import compared, sample
 
     request = SampleRequest(
-        model, tuple(classes or ()), count, seed, guidance, temperature, top_k, top_p, batch_size, device, dtype
+        model,
+        classes=tuple(classes or ()),
+        count=count,
+        seed=seed,
+        guidance_scale=guidance,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        num_steps=steps,
+        diffusion_steps=diffusion_steps,
+        scheduler=scheduler,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
     )
     record = None
     if from_record is not None:

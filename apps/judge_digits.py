@@ -55,7 +55,16 @@ def judge(
     from apps.request import SampleRequest
 
     request = SampleRequest(
-        model, (), count, seed, guidance, temperature, top_k, top_p, CHUNK, device=device, dtype=dtype
+        model,
+        count=count,
+        seed=seed,
+        guidance_scale=guidance,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        batch_size=CHUNK,
+        device=device,
+        dtype=dtype,
     )
     request.check()
     if count <= NEIGHBOURS:

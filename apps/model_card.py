@@ -1,5 +1,6 @@
 """Model cards of bundled models: where they come from, how good they are, and pictures of them."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from genaim.data import DataConfig, image_to_tensor
 from genaim.data.grid import contact_sheet
 from genaim.evaluation.neighbours import nearest_neighbours
 from genaim.evaluation.reconstruction import bicubic_round_trip, psnr, reconstruction_psnr
+from genaim.heads import MixtureHead
 from genaim.models import GenerativeModel
 from genaim.pretrained.store import run_weights
 from genaim.tokenizers import Tokenizer
@@ -155,12 +157,26 @@ def facts(
     if validated:
         unit = "nats per token" if config.kind == "generator" else "weighted sum of the recipe's terms"
         loss, at = validated[-1]["val/loss"], validated[-1]["step"]
-        rows["validation loss"] = f"{loss:.4f} {unit}, after step {at:.0f}; {describe_split(config.data)}"
+        bits = f" = {bits_per_dimension(model, loss):.4f} bits per dimension, exact" if counts_pixels(model) else ""
+        rows["validation loss"] = f"{loss:.4f} {unit}{bits}, after step {at:.0f}; {describe_split(config.data)}"
     return rows
+
+
+def counts_pixels(model: GenerativeModel | Tokenizer) -> bool:
+    """Whether a model's loss is the exact code length of 8-bit pixels."""
+    head = getattr(model, "head", None)
+    return isinstance(head, MixtureHead) and head.config.density == "discretized_logistic"
+
+
+def bits_per_dimension(model: GenerativeModel | Tokenizer, nats_per_token: float) -> float:
+    """Bits for each pixel and channel."""
+    return nats_per_token / (tokenizer_of(model).token_channels or 1) / math.log(2)
 
 
 def reconstruction_facts(tokenizer: Tokenizer, held_out: Tensor, progress: Progress) -> dict[str, str]:
     """Rows about what the tokenizer keeps of the held-out images (M, 3, H, W)."""
+    if tokenizer.pixel_levels is not None:
+        return {"tokenizer": f"{kind_of(tokenizer)}: the pixels themselves, nothing is lost"}
     side = getattr(tokenizer, "patch_nums", [tokenizer.image_size])[-1]
     simple = psnr(held_out, bicubic_round_trip(held_out, side)).mean().item()
     progress.start("reconstructing the test split", 0, len(held_out))

@@ -40,6 +40,12 @@ class SampleRequest:
     """0 is off."""
     top_p: float | None = None
     """1.0 is off."""
+    num_steps: int | None = None
+    """Steps of generation, for orders that can choose them."""
+    diffusion_steps: int | None = None
+    """Steps of a diffusion head for each token."""
+    scheduler: str | None = None
+    """Sampler of a diffusion head."""
     batch_size: int = 16
     """Images computed together."""
     device: str = "auto"
@@ -55,6 +61,8 @@ class SampleRequest:
             raise ValueError(f"-n is {self.count}; ask for 1 image or more.")
         if self.batch_size < 1:
             raise ValueError(f"--batch-size is {self.batch_size}; it must be 1 or more.")
+        if self.num_steps is not None and self.num_steps < 1:
+            raise ValueError(f"--steps is {self.num_steps}; it must be 1 or more.")
         if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
             raise ValueError(f"--guidance is {self.guidance_scale}; it must be a finite number, 1 is off.")
 
@@ -67,13 +75,9 @@ def resolve(
     scale = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
     if scale != 1.0 and not config.num_classes:
         raise ValueError(f"--guidance {scale:g} needs classes, and model '{request.model}' has none; leave it out.")
-    # What no option asks for, such as the scheduler of a diffusion head, is the model's own.
-    own = {name: value for name, value in defaults.options().model_dump().items() if value is not None}
-    options = own | {
-        "temperature": defaults.temperature if request.temperature is None else request.temperature,
-        "top_k": (defaults.top_k if request.top_k is None else request.top_k) or None,
-        "top_p": defaults.top_p if request.top_p is None else request.top_p,
-    }
+    own = defaults.options().model_dump()
+    options = {name: value if getattr(request, name) is None else getattr(request, name) for name, value in own.items()}
+    options["top_k"] = options["top_k"] or None
     options["top_p"] = None if options["top_p"] == 1.0 else options["top_p"]
     validate(SamplingOptions, options, "sampling options")
     labels = choose_labels(request, config)
@@ -87,6 +91,7 @@ def resolve(
         "seed": request.seed,
         "guidance_scale": scale,
         "options": options,
+        "num_steps": defaults.num_steps if request.num_steps is None else request.num_steps,
         "batch_size": request.batch_size,
         "device": device.type,
         "dtype": str(dtype).removeprefix("torch."),
@@ -132,6 +137,9 @@ def read_request(path: Path) -> SampleRequest:
             temperature=options["temperature"],
             top_k=options["top_k"] or 0,
             top_p=options["top_p"] or 1.0,
+            num_steps=settings.get("num_steps"),
+            diffusion_steps=options.get("diffusion_steps"),
+            scheduler=options.get("scheduler"),
             batch_size=settings["batch_size"],
             device=settings["device"],
             dtype=settings["dtype"],
@@ -153,6 +161,9 @@ def command_line(settings: Settings) -> str:
         "--temperature": options["temperature"],
         "--top-k": options["top_k"] or 0,
         "--top-p": options["top_p"] or 1.0,
+        "--steps": settings["num_steps"],
+        "--diffusion-steps": options["diffusion_steps"],
+        "--scheduler": options["scheduler"],
         "--batch-size": settings["batch_size"],
         "--device": settings["device"],
         "--dtype": settings["dtype"],

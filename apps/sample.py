@@ -106,6 +106,7 @@ def draw(model: GenerativeModel, settings: Settings, dtype: torch.dtype, progres
             batch_size=settings["batch_size"],
             options=SamplingOptions(**settings["options"]),
             guidance_scale=settings["guidance_scale"],
+            num_steps=settings["num_steps"],
             dtype=dtype,
             on_step=on_step,
         ):

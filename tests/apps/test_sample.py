@@ -16,6 +16,7 @@ from PIL import Image
 import apps.sample
 from apps.folders import read_record, written_whole
 from genaim.pretrained import load_generator, save_model
+from tests.tiny import make_latents, make_model
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -48,7 +49,8 @@ def test_writes_pictures_sheet_and_record(genaim, model):
     record = read_record(folder / "record.json")
     assert record["settings"]["labels"] == [0, 1, 2, 0, 1]
     assert record["settings"]["names"][2] == "Fish, tropical"
-    assert record["settings"]["options"] == {"temperature": 1.0, "top_k": 20, "top_p": None}
+    options = {name: value for name, value in record["settings"]["options"].items() if value is not None}
+    assert options == {"temperature": 1.0, "top_k": 20}
     assert list(folder.parent.iterdir()) == [folder]
 
 
@@ -220,3 +222,33 @@ def test_a_replaced_folder_comes_back_when_the_rename_fails(tmp_path, monkeypatc
         (folder / "a").write_text("a")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_steps_and_scheduler_reach_the_model_and_the_record(genaim, tmp_path):
+    model = make_model("mar", make_latents(), "diffusion")
+    save_model(tmp_path / "mar", model)
+    options = ("--steps", 3, "--diffusion-steps", 6, "--scheduler", "ddim", "--dtype", "float32")
+    done = genaim("sample", "--model", tmp_path / "mar", "-n", 2, *options)
+    assert done.code == 0, done.err
+    record = read_record(Path("samples/mar-seed0/record.json"))
+    assert record["settings"]["num_steps"] == 3
+    assert record["settings"]["options"]["diffusion_steps"] == 6
+    assert all(words in record["command"] for words in ("--steps 3", "--diffusion-steps 6", "--scheduler ddim"))
+    again = genaim("sample", "--from-record", "samples/mar-seed0/record.json", "--out", "again")
+    assert "2 of 2 pictures are identical" in again.out
+
+    other = genaim("sample", "--model", tmp_path / "mar", "-n", 2, "--dtype", "float32", "--out", "other")
+    assert other.code == 0
+    assert Path("other/00000.png").read_bytes() != Path("again/00000.png").read_bytes()
+
+
+def test_steps_that_a_model_cannot_take_are_refused(genaim, model):
+    for option, message in (
+        (("--steps", 0), "--steps is 0; it must be 1 or more"),
+        (("--steps", 7), "ScaleOrder always takes 3"),
+        (("--scheduler", "ddim"), "scheduler is not an option of CategoricalHead"),
+        (("--diffusion-steps", 0), "diffusion_steps must be 1 or more"),
+    ):
+        done = genaim("sample", "--model", model, *option)
+        assert done.code == 2 and message in done.err.splitlines()[-1]
+        assert not list(Path().rglob("*.png"))

@@ -26,7 +26,7 @@ def test_images_to_tokenizer_to_generator_to_pictures(genaim, recipe, tmp_path):
     text = recipe.read_text().replace("squares-vq", "squares-var").replace("kind: tokenizer", "kind: generator")
     lines = [line for line in text.splitlines() if not line.startswith("tokenizer:")]
     generator = tmp_path / "squares-var.yaml"
-    model = "{depth: 2, width: 32, num_heads: 2}"
+    model = "{kind: var, depth: 2, width: 32, num_heads: 2}"
     generator.write_text("\n".join([*lines, "tokenizer: runs/squares-vq", f"model: {model}", ""]))
     done = genaim("train", generator, "steps=3")
     assert done.code == 0, done.err

@@ -73,6 +73,8 @@ def test_bicubic_keeps_smooth_images_and_loses_detail() -> None:
 class Darker(Tokenizer):
     """Loses a tenth of the range."""
 
+    grid = (8, 8)
+
     def encode(self, images: Tensor, *, noise: object = None) -> Tensor:
         return images
 
