@@ -123,8 +123,8 @@ def heading(name: str, model: GenerativeModel | Tokenizer, source: DataSource) -
 def sample_section(folder: Path, name: str, images: Tensor, settings: Settings) -> str:
     """The sample grid."""
     save_sheet(images, len(images) // GRID_ROWS, folder / "samples.png")
-    options = {"guidance": settings["guidance_scale"], **settings["options"]}
-    words = ", ".join(f"{key} {in_words(value)}" for key, value in options.items())
+    options = {"guidance": settings["guidance_scale"], "steps": settings["num_steps"], **settings["options"]}
+    words = ", ".join(f"{key} {in_words(value)}" for key, value in options.items() if value is not None)
     command = f"genaim sample --model {name} -n {len(images)} --seed {settings['seed']} --dtype float32"
     return (
         f"![Samples](samples.png)\n\nSamples of these weights, not selected: the classes in turn, seed "
