@@ -30,12 +30,13 @@ from torch import Tensor, nn
 
 from genaim.config import Config
 from genaim.core.attention import check_backend
-from genaim.core.layers import MLP, make_norm
+from genaim.core.layers import make_norm
 from genaim.core.masks import StepMask
 from genaim.core.noise import Noise
 from genaim.core.order import ORDERS, SequenceOrder, prefix_steps
 from genaim.core.positions import sincos_2d
 from genaim.core.transformer import Transformer, TransformerConfig
+from genaim.heads.mlp import ResidualMLP
 from genaim.models.base import Loss, with_preset
 from genaim.models.encoder import Encoder, Layers
 from genaim.tokenizers.patches import images_to_patches
@@ -156,40 +157,11 @@ class PatchEmbed(nn.Module):
         return out
 
 
-class PixelHead(nn.Module):
-    """Residual MLPs on every patch by itself, and a linear map to its pixels; no bias, as in the trunk."""
-
-    def __init__(self, in_width: int, width: int, depth: int, out_width: int) -> None:
-        super().__init__()
-        self.enter = nn.Linear(in_width, width, bias=False)
-        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for _ in range(depth))
-        self.mlps = nn.ModuleList(MLP(width, 4 * width, "gelu", bias=False, dropout=0.0) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.out = nn.Linear(width, out_width, bias=False)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, n, in_width) to (B, n, out_width)."""
-        x = self.enter(features)
-        for norm, mlp in zip(self.norms, self.mlps, strict=True):
-            x = x + mlp(norm(x))
-        out: Tensor = self.out(self.norm(x))
-        return out
-
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        """Truncated normal of variance 1 / (3 fan-in), residual outputs divided by sqrt(depth)."""
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                nn.init.trunc_normal_(parameter, std=(1 / parameter.shape[1] / 3) ** 0.5)
-                if name.endswith("fc2.weight"):
-                    parameter.div_(len(self.mlps) ** 0.5)
-
-
 class AIM(Encoder):
     """A vision transformer without class token, and the head that pre-trains it."""
 
     config: AIMConfig
-    pixel_head: PixelHead | None
+    pixel_head: ResidualMLP | None
 
     def __init__(self, config: AIMConfig) -> None:
         super().__init__()
@@ -206,7 +178,8 @@ class AIM(Encoder):
         self.transformer.init_weights()
         self.pixel_head = None
         if config.head_depth is not None:
-            self.pixel_head = PixelHead(config.width, config.head_width, config.head_depth, 3 * config.patch_size**2)
+            pixels = 3 * config.patch_size**2
+            self.pixel_head = ResidualMLP(config.width, config.head_width, config.head_depth, pixels, bias=False)
             self.pixel_head.init_weights()
 
     # Features
