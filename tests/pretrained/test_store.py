@@ -80,5 +80,5 @@ def test_bundled_models_load_and_are_small(name: str) -> None:
     model = load_generator(name) if kind == "generator" else load_tokenizer(name)
     assert all(p.isfinite().all() for p in model.parameters())
     if kind == "tokenizer":
-        with pytest.raises(ValueError, match="is a tokenizer, which cannot generate; bundled generators: .*mnist-var"):
+        with pytest.raises(ValueError, match=r"is a tokenizer, which cannot generate; bundled generators: .*mnist-var"):
             load_generator(name)
