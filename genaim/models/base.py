@@ -86,6 +86,12 @@ class Predicted(NamedTuple):
     uncond_features: Tensor | None
     """(B, n, D) under the null condition; None without guidance."""
 
+    @classmethod
+    def split(cls, features: Tensor, guided: bool) -> "Predicted":
+        """Of features (B, n, D), or with guidance (2 B, n, D) whose second half is under the null condition."""
+        cond, uncond = features.chunk(2) if guided else (features, None)
+        return cls(cond, uncond)
+
 
 @dataclass
 class State:

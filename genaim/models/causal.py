@@ -209,10 +209,7 @@ class CausalGenerator(GenerativeModel):
             x = self._embed(gather(state.tokens, state.last), state.last) + target
             x = torch.cat([x, x]) if state.guided else x
         features = self._run(x, state.condition, cache=state.cache)
-        if not state.guided:
-            return Predicted(features, None)
-        cond, uncond = features.chunk(2)
-        return Predicted(cond, uncond)
+        return Predicted.split(features, state.guided)
 
     def commit(self, state: State, positions: Tensor, tokens: Tensor) -> None:
         """Writes one token of every image."""

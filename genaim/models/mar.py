@@ -223,10 +223,7 @@ class MAR(GenerativeModel):
         known, positions = state.known.repeat(twice, 1), positions.repeat(twice, 1)
         features = self.decode_all(self.encode_known(tokens, known, state.condition), known)
         features = gather(features, positions)
-        if not state.guided:
-            return Predicted(features, None)
-        cond, uncond = features.chunk(2)
-        return Predicted(cond, uncond)
+        return Predicted.split(features, state.guided)
 
     def commit(self, state: State, positions: Tensor, tokens: Tensor) -> None:
         """Writes the tokens of a step."""

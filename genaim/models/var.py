@@ -197,10 +197,7 @@ class VAR(GenerativeModel):
             x = torch.cat([x, x]) if state.guided else x
         x = x + self.positions(start, start + size)
         features = self.transformer(x, condition=state.condition, cache=state.cache)
-        if not state.guided:
-            return Predicted(features, None)
-        cond, uncond = features.chunk(2)
-        return Predicted(cond, uncond)
+        return Predicted.split(features, state.guided)
 
     def commit(self, state: State, positions: Tensor, tokens: Tensor) -> None:
         """Writes one scale's tokens and adds it to the latent."""
