@@ -54,9 +54,10 @@ class NoiseSource:
         """The next standard normal draw (Box-Muller), (B, *shape) float32.
 
         Computed in float64 and rounded: vectorised and scalar logarithms differ in their last bit, and which of the two
-        an element meets depends on the batch size.
+        an element meets depends on the batch size. Radius and angle of an element lie side by side, so that a longer
+        draw, as of a row whose batch mates predict more tokens, begins with the shorter one.
         """
-        radius, angle = self._uniform((2, *shape)).unbind(1)
+        radius, angle = self._uniform((*shape, 2)).unbind(-1)
         return (torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * math.pi * angle)).float().to(self.device)
 
     def _uniform(self, shape: tuple[int, ...]) -> Tensor:

@@ -53,11 +53,9 @@ class CategoricalHead(Head):
         return out if out.dtype == torch.float64 else out.float()
 
     def loss(self, features: Tensor, targets: Tensor, *, noise: Noise | None = None) -> Tensor:
-        """Cross-entropy of every token in nats, (...)."""
-        logits = self.logits(features)
-        loss = F.cross_entropy(
-            logits.flatten(0, -2), targets.flatten(), reduction="none", label_smoothing=self.config.label_smoothing
-        )
+        """Cross-entropy of every token in nats, (...); labels are smoothed in training only."""
+        logits, smoothing = self.logits(features), self.config.label_smoothing if self.training else 0.0
+        loss = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none", label_smoothing=smoothing)
         return loss.view(targets.shape)
 
     def log_prob(self, features: Tensor, targets: Tensor) -> Tensor:

@@ -125,15 +125,20 @@ class MixtureHead(Head):
         """Draws tokens; temperature divides the components' logits and scales their widths.
 
         The guided density, p_uncond (p_cond / p_uncond)^scale up to a factor, is no mixture. So candidates are drawn
-        from p_cond, and one of them is chosen with weights (p_cond / p_uncond)^(scale - 1).
+        from p_cond (tempered), and one of them is chosen with weights (p_cond / p_uncond)^(scale - 1).
 
         Returns:
             (B, n, C); 8-bit levels in [-1, 1] where the density is discretised.
+
+        Raises:
+            ValueError: If guidance is asked for at temperature 0.
         """
         self.check_options(options)
         cond = self.mixture(features)
         if uncond_features is None:
             return self._draw(cond, options.temperature, noise, 1).squeeze(2)
+        if options.temperature == 0:
+            raise ValueError("guidance of a mixture chooses among draws, and at temperature 0 all are equal; raise it.")
         uncond = self.mixture(uncond_features)
         candidates = self._draw(cond, options.temperature, noise, self.config.guidance_candidates)  # (B, n, M, C)
         wide_cond, wide_uncond = cond.unsqueeze(2), uncond.unsqueeze(2)

@@ -56,3 +56,10 @@ def test_draws_advance_and_repeat() -> None:
 
 def test_steps_have_their_own_seeds() -> None:
     assert len({step_seed(seed, step) for seed in range(30) for step in range(1000)}) == 30_000
+
+
+def test_a_longer_draw_begins_with_the_shorter_one() -> None:
+    """A row's tokens keep their noise when its batch mates predict more."""
+    for kind in ("normal", "uniform"):
+        long, short = (getattr(NoiseSource(3, torch.arange(2)), kind)(n, 2) for n in (5, 3))
+        assert long[:, :3].equal(short)

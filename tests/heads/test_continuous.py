@@ -153,3 +153,9 @@ def test_codes_need_the_categorical_head(kind: str) -> None:
 def test_an_option_that_the_head_lacks_is_refused() -> None:
     with pytest.raises(ValueError, match="top_k is not an option of MixtureHead"):
         mixture(LATENTS).sample(features(1).double(), SamplingOptions(top_k=3), noise=noise(1))
+
+
+def test_guidance_of_a_mixture_needs_a_temperature() -> None:
+    head, x = mixture(LATENTS), features(1).double()
+    with pytest.raises(ValueError, match="at temperature 0 all are equal"):
+        head.sample(x, SamplingOptions(temperature=0.0), uncond_features=x, guidance_scale=2.0, noise=noise(1))
