@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from apps.folders import read_record
-from genaim.config import validate
 from genaim.heads import SamplingOptions
 from genaim.models import GeneratorConfig
 from genaim.pretrained.store import is_named
@@ -75,11 +74,7 @@ def resolve(
     scale = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
     if scale != 1.0 and not config.num_classes:
         raise ValueError(f"--guidance {scale:g} needs classes, and model '{request.model}' has none; leave it out.")
-    own = defaults.options().model_dump()
-    options = {name: value if getattr(request, name) is None else getattr(request, name) for name, value in own.items()}
-    options["top_k"] = options["top_k"] or None
-    options["top_p"] = None if options["top_p"] == 1.0 else options["top_p"]
-    validate(SamplingOptions, options, "sampling options")
+    options = defaults.options(**{name: getattr(request, name) for name in SamplingOptions.model_fields}).model_dump()
     labels = choose_labels(request, config)
     names = config.class_names if labels is not None else None
     return {

@@ -12,11 +12,9 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
-from genaim.config import validate
 from genaim.core.hardware import pick_dtype
 from genaim.core.order import Step
 from genaim.data.transforms import tensor_to_pil
-from genaim.heads import SamplingOptions
 from genaim.models import GenerativeModel
 from genaim.pretrained import load_generator, push_to_hub, save_pretrained
 from samplers.generate import generate_batches
@@ -116,7 +114,7 @@ class GenAIMPipeline(DiffusionPipeline):  # type: ignore[misc]
         if output_type not in ("pil", "pt", "np"):
             raise ValueError(f"output_type is '{output_type}'; use pil, pt or np.")
         labels = self._labels(class_labels)
-        options = self._options(temperature, top_k, top_p)
+        options = self.model.config.sampling.options(temperature=temperature, top_k=top_k, top_p=top_p)
         seed = _seed(generator, seed)
         done = 0
         with self.progress_bar(total=1) as bar:
@@ -156,16 +154,6 @@ class GenAIMPipeline(DiffusionPipeline):  # type: ignore[misc]
             return torch.arange(NUM_IMAGES) % config.num_classes
         labels = [given] if isinstance(given, int | str) else given
         return torch.tensor([n for label in labels for n in class_numbers([str(label)], config)], dtype=torch.int64)
-
-    def _options(self, temperature: float | None, top_k: int | None, top_p: float | None) -> SamplingOptions:
-        """The model's defaults, changed by what is given."""
-        defaults = self.model.config.sampling
-        changes = {
-            "temperature": defaults.temperature if temperature is None else temperature,
-            "top_k": (defaults.top_k if top_k is None else top_k) or None,
-            "top_p": defaults.top_p if top_p is None else top_p,
-        }
-        return validate(SamplingOptions, defaults.options().model_dump() | changes, "sampling options")
 
 
 def _seed(generator: torch.Generator | None, seed: int | None) -> int:

@@ -28,6 +28,16 @@ class ClassEmbedding(nn.Module):
         """The null label for every row, (B,) int64."""
         return torch.full((batch_size,), self.num_classes, device=self.table.weight.device)
 
+    def start(self, labels: Tensor, guided: bool) -> Tensor:
+        """Embeddings to generate from: (B, D), or with guidance (2 B, D) with the null class behind.
+
+        Raises:
+            ValueError: If a label is not in [0, num_classes].
+        """
+        self.check(labels)
+        out: Tensor = self(torch.cat([labels, self.null(len(labels))]) if guided else labels)
+        return out
+
     def drop(self, labels: Tensor, noise: Noise) -> Tensor:
         """Labels for training: missing ones (-1) become null, and others with probability ``dropout``."""
         dropped = noise.uniform() < self.dropout

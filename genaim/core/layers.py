@@ -36,6 +36,11 @@ class MLP(nn.Module):
         return F.dropout(self.fc2(hidden), self.dropout, self.training)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 if it is that: for densities, logits and quantisation under autocast."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def drop_path(residual: Tensor, rate: float, uniform: Tensor) -> Tensor:
     """Stochastic depth (Huang et al. 2016, https://arxiv.org/abs/1603.09382): drops a residual branch per image.
 

@@ -4,6 +4,7 @@
 the batch of a step can be rebuilt without replaying the steps before it.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -196,7 +197,7 @@ def mixture_label(label: int, label_map: np.ndarray) -> int:
     return int(label_map[label]) if label >= 0 else -1
 
 
-class CountedDataset:
+class CountedDataset(ABC):
     """A mixture of counted sources, indexed one after the other; sub-classes say what a sample holds."""
 
     def __init__(
@@ -263,9 +264,9 @@ class CountedDataset:
             return self._sample(content, label, first + local, bad[:1])  # the others are named when they are asked for
         raise ValueError(f"none of {len(bad)} images in a row could be read, first {bad[0]}; check the data set.")
 
+    @abstractmethod
     def _sample(self, content: Tensor, label: int, index: int, bad: list[str]) -> Sample:
         """A sample of what the transform gave."""
-        raise NotImplementedError
 
 
 class ImageDataset(CountedDataset):

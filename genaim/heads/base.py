@@ -73,9 +73,9 @@ class ContinuousHeadConfig(HeadConfig):
     def fitted(self, width: int, tokens: TokenSpec) -> Self:
         """The config with width and channels filled in."""
         if tokens.channels is None:
-            kind = getattr(self, "kind", type(self).__name__)
             raise ValueError(
-                f"head '{kind}' predicts continuous tokens, but the tokenizer gives codes; use the head 'categorical'."
+                f"head '{self.kind}' predicts continuous tokens, but the tokenizer gives codes; "
+                "use the head 'categorical'."
             )
         return self.model_copy(update={"width": width, "channels": tokens.channels})
 

@@ -17,10 +17,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genaim.config import nearest
-from genaim.core.layers import modulate
+from genaim.core.layers import at_least_float32, modulate
 from genaim.core.noise import Noise
 from genaim.heads.base import ContinuousHeadConfig, Head, SamplingOptions, guide
-from genaim.heads.schedule import NUM_TIMESTEPS, Diffusion, cosine_betas
+from genaim.heads.schedule import NUM_TIMESTEPS, Diffusion, cosine_betas, diffusion_of
 
 TIME_CHANNELS = 256
 SCHEDULERS = {
@@ -136,7 +136,11 @@ class DiffusionHead(Head):
         super().__init__()
         self.config = config
         self.net = Denoiser(config)
-        self.diffusion = Diffusion()
+
+    @property
+    def diffusion(self) -> Diffusion:
+        """The process that the head is trained on."""
+        return diffusion_of(NUM_TIMESTEPS, self.net.out.weight.device)
 
     # Training
 
@@ -154,8 +158,8 @@ class DiffusionHead(Head):
         time = noise.normal(draws, tokens).sigmoid() if flow else self._timesteps(noise, tokens)
         added = noise.normal(draws, tokens, channels).to(targets.dtype)
         with torch.autocast(features.device.type, enabled=False):
-            condition = self.net.condition_embed(self._exact(features)).unsqueeze(1)
-            start = self._exact(targets).unsqueeze(1).expand_as(added)
+            condition = self.net.condition_embed(at_least_float32(features)).unsqueeze(1)
+            start = at_least_float32(targets).unsqueeze(1).expand_as(added)
             per_draw = self.flow_loss if flow else self.epsilon_loss
             return per_draw(start, condition, time, added).mean(1)
 
@@ -214,7 +218,7 @@ class DiffusionHead(Head):
         steps = options.diffusion_steps or self.config.diffusion_steps
         with torch.autocast(features.device.type, enabled=False):
             predict = self.predictor(features, uncond_features, guidance_scale)
-            x = noise.normal(features.shape[1], self.config.channels).to(self._exact(features).dtype)
+            x = noise.normal(features.shape[1], self.config.channels).to(at_least_float32(features).dtype)
             if self.config.objective == "flow":
                 if options.scheduler is not None:
                     raise ValueError("scheduler is for heads of objective 'epsilon'; this one is 'flow': leave it out.")
@@ -227,7 +231,7 @@ class DiffusionHead(Head):
     def predictor(self, features: Tensor, uncond_features: Tensor | None, guidance_scale: Tensor | float) -> Predict:
         """The network at given features; these are projected once for all steps."""
         parts = [features] if uncond_features is None else [features, uncond_features]
-        condition = torch.stack([self.net.condition_embed(self._exact(part)) for part in parts])
+        condition = torch.stack([self.net.condition_embed(at_least_float32(part)) for part in parts])
 
         def predict(x: Tensor, time: Tensor) -> Tensor:
             out = self.net(x.expand(len(parts), *x.shape), time, condition)
@@ -239,10 +243,10 @@ class DiffusionHead(Head):
 
     def trajectory(self, predict: Predict, x: Tensor, steps: int, temperature: float, noise: Noise) -> Iterator[Tensor]:
         """Ancestral sampling from noise x (B, n, C): the tokens after each step, the last ones are the sample."""
-        diffusion = Diffusion(steps)
+        diffusion = diffusion_of(steps, x.device)
         for step in reversed(range(diffusion.num_steps)):
-            index = torch.tensor(step, device=x.device)
-            epsilon, fraction = predict(x, diffusion.timesteps.to(x.device)[step]).chunk(2, dim=-1)
+            index = torch.full((), step, device=x.device)
+            epsilon, fraction = predict(x, diffusion.timesteps[step]).chunk(2, dim=-1)
             mean, log_variance = diffusion.reverse(epsilon, fraction, x, index)
             drawn = noise.normal(*x.shape[1:]).to(x.dtype)
             x = mean + (0.5 * log_variance).exp() * drawn * temperature if step else mean
@@ -268,10 +272,6 @@ class DiffusionHead(Head):
                     f"one, such as {', '.join(SCHEDULERS)}."
                 )
         return x
-
-    @staticmethod
-    def _exact(x: Tensor) -> Tensor:
-        return x if x.dtype == torch.float64 else x.float()
 
 
 def heun(velocity: Predict, x: Tensor, steps: int) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from genaim.core.layers import MLP
+from genaim.core.layers import MLP, at_least_float32
 
 
 class ResidualMLP(nn.Module):
@@ -26,8 +26,7 @@ class ResidualMLP(nn.Module):
         x = self.enter(features)
         for norm, mlp in zip(self.norms, self.mlps, strict=True):
             x = x + mlp(norm(x))
-        out: Tensor = self.out(self.norm(x))
-        return out if out.dtype == torch.float64 else out.float()
+        return at_least_float32(self.out(self.norm(x)))
 
     @torch.no_grad()
     def init_weights(self) -> None:

@@ -6,6 +6,7 @@ as published.
 """
 
 import math
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -19,8 +20,8 @@ NUM_TIMESTEPS = 1000
 class Diffusion:
     """A diffusion process over a subset of the 1000 timesteps; index i below is a position in that subset."""
 
-    def __init__(self, num_steps: int = NUM_TIMESTEPS) -> None:
-        """Takes the number of steps; they are spread evenly over the timesteps (0, 111, ..., 999 for 10).
+    def __init__(self, num_steps: int = NUM_TIMESTEPS, device: torch.device | str = "cpu") -> None:
+        """Takes the number of steps, spread evenly over the timesteps (0, 111, ..., 999 for 10), and where tables live.
 
         Raises:
             ValueError: If there are more steps than timesteps, or none.
@@ -35,8 +36,12 @@ class Diffusion:
         previous = np.append(1.0, cumprod[:-1])
         variance = betas * (1 - previous) / (1 - cumprod)
         self.num_steps = len(kept)
-        self.timesteps = torch.tensor(kept, device="cpu")
+        self.timesteps = torch.tensor(kept, device=device)
         """The timestep of each index, (steps,) int64."""
+
+        def table(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values).float().to(device)
+
         self.sqrt_cumprod = table(np.sqrt(cumprod))
         self.sqrt_one_minus_cumprod = table(np.sqrt(1 - cumprod))
         self.sqrt_recip_cumprod = table(np.sqrt(1 / cumprod))
@@ -93,14 +98,15 @@ def cosine_betas() -> np.ndarray:
     return np.array([min(1 - cumprod(after) / cumprod(before), 0.999) for before, after in pairwise(steps)])
 
 
-def table(values: np.ndarray) -> Tensor:
-    """A schedule table, float32."""
-    return torch.from_numpy(values).float()
+@lru_cache(maxsize=16)
+def diffusion_of(num_steps: int, device: torch.device) -> Diffusion:
+    """The process of so many steps, its tables made and moved to the device once."""
+    return Diffusion(num_steps, device)
 
 
 def at(values: Tensor, index: Tensor) -> Tensor:
-    """Table entries at index (...), as (..., 1), on the index's device."""
-    return values.to(index.device)[index].unsqueeze(-1)
+    """Table entries at index (...), as (..., 1)."""
+    return values[index].unsqueeze(-1)
 
 
 def gaussian_divergence(first: Gaussian, second: Gaussian) -> Tensor:

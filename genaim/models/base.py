@@ -12,7 +12,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from genaim.config import Config, nearest
+from genaim.config import Config, nearest, validate
+from genaim.core.attention import check_backend
 from genaim.core.noise import Noise
 from genaim.core.order import Order
 from genaim.heads import HEADS, Head, HeadConfig, SamplingOptions, TokenSpec
@@ -27,14 +28,26 @@ class SamplingDefaults(SamplingOptions):
     num_steps: int | None = None
     """Steps of generation, for orders that can choose them; None takes the order's own."""
 
-    def options(self) -> SamplingOptions:
-        """The part that the head takes."""
-        return SamplingOptions(**{name: getattr(self, name) for name in SamplingOptions.model_fields})
+    def options(self, **given: float | str | None) -> SamplingOptions:
+        """The part that the head takes, with what is given in place of the defaults.
+
+        None leaves a default; top_k 0 and top_p 1 switch it off.
+
+        Raises:
+            ValueError: If a value is out of its range.
+        """
+        wanted = {name: given.get(name) for name in SamplingOptions.model_fields}
+        wanted = {name: getattr(self, name) if value is None else value for name, value in wanted.items()}
+        wanted["top_k"] = wanted["top_k"] or None
+        wanted["top_p"] = None if wanted["top_p"] == 1.0 else wanted["top_p"]
+        return validate(SamplingOptions, wanted, "sampling options")
 
 
 class GeneratorConfig(Config):
     """What every generative model is configured by; models add their own fields."""
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Keys of each preset."""
     num_classes: int = Field(0, ge=0)
     """Classes; 0 is an unconditional model."""
     class_names: tuple[str, ...] | None = None
@@ -43,9 +56,21 @@ class GeneratorConfig(Config):
     """Probability that training replaces a class by the null class, which guidance needs."""
     sampling: SamplingDefaults = SamplingDefaults()
     """How the model is sampled by default."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the transformer's MLP over its width."""
+    attention_backend: str = "sdpa"
+    """sdpa runs everywhere; flex and xformers are for CUDA."""
+    gradient_checkpointing: bool = False
+    """Recompute each block in the backward pass to save memory."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, data: Any) -> Any:
+        return with_preset(data, cls.presets)
 
     @model_validator(mode="after")
-    def _names_fit(self) -> "GeneratorConfig":
+    def _names_and_backend_fit(self) -> "GeneratorConfig":
+        check_backend(self.attention_backend)
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise ValueError(f"class_names has {len(self.class_names)} names for num_classes {self.num_classes}")
         return self

@@ -22,7 +22,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from genaim.core.attention import check_backend
 from genaim.core.cache import KVCache
 from genaim.core.conditioning import ClassEmbedding
 from genaim.core.masks import StepMask, free_form
@@ -42,7 +41,6 @@ from genaim.models.base import (
     make_head,
     make_token_embed,
     put,
-    with_preset,
 )
 from genaim.tokenizers import Tokenizer
 
@@ -57,6 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class CausalConfig(GeneratorConfig):
     """A causal transformer over a grid of tokens."""
 
+    presets = PRESETS
     kind: Literal["causal"] = "causal"
     """Name in the registry of models."""
     preset: str | None = None
@@ -71,29 +70,17 @@ class CausalConfig(GeneratorConfig):
     """Channels D, a multiple of 4 and of num_heads."""
     num_heads: int = Field(4, ge=1)
     """Attention heads."""
-    mlp_ratio: float = 4.0
-    """Hidden width of the MLP over the width."""
     conditioning: Literal["none", "adaln", "shared_adaln"] = "shared_adaln"
     """How the class reaches the blocks, besides being the first element."""
     known_first: float = Field(0.5, ge=0, le=1)
     """Share of training sequences that begin with a random free-form set of known tokens."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout after attention and MLP."""
-    attention_backend: str = "sdpa"
-    """sdpa runs everywhere; flex and xformers are for CUDA."""
-    gradient_checkpointing: bool = False
-    """Recompute each block in the backward pass to save memory."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand_preset(cls, data: Any) -> Any:
-        return with_preset(data, PRESETS)
 
     @model_validator(mode="after")
     def _check(self) -> "CausalConfig":
         if self.width % self.num_heads or self.width % 4:
             raise ValueError(f"width {self.width} must be a multiple of 4 and of num_heads {self.num_heads}")
-        check_backend(self.attention_backend)
         return self
 
     def transformer(self) -> TransformerConfig:
@@ -187,9 +174,7 @@ class CausalGenerator(GenerativeModel):
 
     def start(self, labels: Tensor, *, guided: bool) -> CausalState:
         """Begins generation; allocates the cache."""
-        self.class_embed.check(labels)
-        batch_size = len(labels)
-        condition = self.class_embed(torch.cat([labels, self.class_embed.null(batch_size)]) if guided else labels)
+        batch_size, condition = len(labels), self.class_embed.start(labels, guided)
         return CausalState(
             tokens=empty_canvas(batch_size, self.tokenizer, condition),
             guided=guided,

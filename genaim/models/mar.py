@@ -15,7 +15,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from genaim.core.attention import check_backend
 from genaim.core.conditioning import ClassEmbedding
 from genaim.core.masks import NEVER, StepMask
 from genaim.core.noise import Noise
@@ -33,7 +32,6 @@ from genaim.models.base import (
     make_head,
     make_token_embed,
     put,
-    with_preset,
 )
 from genaim.tokenizers import Tokenizer
 
@@ -56,6 +54,7 @@ HIDDEN_SHARE = (0.7, 0.25)  # the share of hidden tokens is normal around 1 with
 class MARConfig(GeneratorConfig):
     """A masked autoregressive model; the defaults are those of MAR-B."""
 
+    presets = PRESETS
     kind: Literal["mar"] = "mar"
     """Name in the registry of models."""
     preset: str | None = None
@@ -70,8 +69,6 @@ class MARConfig(GeneratorConfig):
     """Channels D of both."""
     num_heads: int = Field(12, ge=1)
     """Attention heads of both; they divide the width."""
-    mlp_ratio: float = 4.0
-    """Hidden width of the MLP over the width."""
     num_buffer: int = Field(64, ge=1)
     """Elements that carry the class, before the tokens."""
     num_steps: int = Field(64, ge=1)
@@ -80,21 +77,11 @@ class MARConfig(GeneratorConfig):
     """Dropout after attention and MLP; MAR was trained with 0.1."""
     attention_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout of attention weights; MAR was trained with 0.1."""
-    attention_backend: str = "sdpa"
-    """sdpa runs everywhere; flex and xformers are for CUDA."""
-    gradient_checkpointing: bool = False
-    """Recompute each block in the backward pass to save memory."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand_preset(cls, data: Any) -> Any:
-        return with_preset(data, PRESETS)
 
     @model_validator(mode="after")
     def _check(self) -> "MARConfig":
         if self.width % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} must divide width {self.width}")
-        check_backend(self.attention_backend)
         return self
 
     def transformer(self, depth: int) -> TransformerConfig:
@@ -205,9 +192,7 @@ class MAR(GenerativeModel):
 
     def start(self, labels: Tensor, *, guided: bool) -> MARState:
         """Begins generation."""
-        self.class_embed.check(labels)
-        batch_size = len(labels)
-        condition = self.class_embed(torch.cat([labels, self.class_embed.null(batch_size)]) if guided else labels)
+        batch_size, condition = len(labels), self.class_embed.start(labels, guided)
         return MARState(
             tokens=empty_canvas(batch_size, self.tokenizer, condition),
             guided=guided,

@@ -13,7 +13,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from genaim.core.attention import check_backend
 from genaim.core.cache import KVCache
 from genaim.core.conditioning import ClassEmbedding
 from genaim.core.masks import StepMask
@@ -22,7 +21,7 @@ from genaim.core.order import ScaleOrder
 from genaim.core.positions import ScalePositions
 from genaim.core.transformer import Transformer, TransformerConfig
 from genaim.heads import CategoricalHead, CategoricalHeadConfig
-from genaim.models.base import GenerativeModel, GeneratorConfig, Loss, Predicted, State, with_preset
+from genaim.models.base import GenerativeModel, GeneratorConfig, Loss, Predicted, State
 from genaim.tokenizers import MultiScaleVQ
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -36,6 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class VARConfig(GeneratorConfig):
     """A VAR transformer. The published models follow from the depth alone."""
 
+    presets = PRESETS
     kind: Literal["var"] = "var"
     """Name in the registry of models."""
     preset: str | None = None
@@ -46,8 +46,6 @@ class VARConfig(GeneratorConfig):
     """Channels D; None is the published 64 x depth."""
     num_heads: int | None = Field(None, ge=1)
     """Attention heads; None is the depth."""
-    mlp_ratio: float = 4.0
-    """Hidden width of the MLP over the width."""
     drop_path: float | None = Field(None, ge=0, lt=1)
     """Drop-path rate of the last block; None is the published 0.1 x depth / 24."""
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -56,22 +54,12 @@ class VARConfig(GeneratorConfig):
     """One AdaLN map for all blocks, with offsets per block (d36)."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Label smoothing of the cross-entropy."""
-    attention_backend: str = "sdpa"
-    """sdpa runs everywhere; flex and xformers are for CUDA."""
-    gradient_checkpointing: bool = False
-    """Recompute each block in the backward pass to save memory."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand_preset(cls, data: Any) -> Any:
-        return with_preset(data, PRESETS)
 
     @model_validator(mode="after")
     def _check(self) -> "VARConfig":
         width, heads = self.width or 64 * self.depth, self.num_heads or self.depth
         if width % heads:
             raise ValueError(f"num_heads {heads} must divide width {width}")
-        check_backend(self.attention_backend)
         return self
 
     def transformer(self) -> TransformerConfig:
@@ -172,15 +160,14 @@ class VAR(GenerativeModel):
 
     def start(self, labels: Tensor, *, guided: bool) -> VARState:
         """Begins generation; allocates the cache."""
-        self.class_embed.check(labels)
         batch_size, tok = len(labels), self.tokenizer
-        both = torch.cat([labels, self.class_embed.null(batch_size)]) if guided else labels
+        condition = self.class_embed.start(labels, guided)
         side = tok.patch_nums[-1]
         return VARState(
             tokens=torch.zeros(batch_size, tok.num_tokens, dtype=torch.int64, device=labels.device),
             guided=guided,
-            condition=self.class_embed(both),
-            cache=self.transformer.make_cache(len(both), tok.num_tokens),
+            condition=condition,
+            cache=self.transformer.make_cache(len(condition), tok.num_tokens),
             latent=tok.codebook.weight.new_zeros(batch_size, tok.latent_channels, side, side),
         )
 

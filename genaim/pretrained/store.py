@@ -8,6 +8,7 @@ MODEL/probe/                 what reads classes off the encoder's features, if t
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -196,12 +197,7 @@ def load_encoder(name: str, *, device: torch.device | str = "cpu", progress: Pro
     config = read_config(folder)
     if config["kind"] != "encoder":
         raise ValueError(f"'{name}' is {A_KIND[config['kind']]}, not an encoder; give an encoder's folder.")
-    kind = config["model"].get("kind", "aim")
-    if kind not in ENCODERS:
-        raise ValueError(f"{folder}: unknown encoder kind {kind!r}; {nearest(str(kind), ENCODERS)}.")
-    config_class, encoder_class = ENCODERS[kind]
-    build: Any = encoder_class
-    encoder: Encoder = build(validate(config_class, config["model"], str(folder)))
+    encoder: Encoder = _make(ENCODERS, "encoder", {"kind": "aim"} | config["model"], str(folder))
     return _build(encoder, _weights(folder, config), folder).to(device)
 
 
@@ -241,24 +237,23 @@ def from_pretrained(
 
 def build_generator(config: dict[str, Any], tokenizer: Tokenizer, source: str) -> GenerativeModel:
     """A generator with fresh weights, from its config as read from ``source``."""
-    kind = config.get("kind")
-    if kind not in MODELS:
-        raise ValueError(f"{source}: unknown model kind {kind!r}; {nearest(str(kind), MODELS)}.")
-    config_class, model_class = MODELS[kind]
-    build: Any = model_class
-    model: GenerativeModel = build(validate(config_class, config, source), tokenizer)
+    model: GenerativeModel = _make(MODELS, "model", config, source, tokenizer)
     return model
 
 
 def build_tokenizer(config: dict[str, Any], source: str) -> Tokenizer:
     """A tokenizer with fresh weights, from its config as read from ``source``."""
-    kind = config.get("kind")
-    if kind not in TOKENIZERS:
-        raise ValueError(f"{source}: unknown tokenizer kind {kind!r}; {nearest(str(kind), TOKENIZERS)}.")
-    config_class, tokenizer_class = TOKENIZERS[kind]
-    build: Any = tokenizer_class
-    tokenizer: Tokenizer = build(validate(config_class, config, source))
+    tokenizer: Tokenizer = _make(TOKENIZERS, "tokenizer", config, source)
     return tokenizer
+
+
+def _make(registry: Mapping[Any, Any], what: str, config: dict[str, Any], source: str, *parts: nn.Module) -> Any:
+    """What a registry of (config class, class) pairs builds of a config and its parts."""
+    kind = config.get("kind")
+    if kind not in registry:
+        raise ValueError(f"{source}: unknown {what} kind {kind!r}; {nearest(str(kind), registry)}.")
+    config_class, module_class = registry[kind]
+    return module_class(validate(config_class, config, source), *parts)
 
 
 def _tokenizer_folder(folder: Path, config: dict[str, Any], progress: Progress | None) -> Path:

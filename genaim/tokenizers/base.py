@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genaim.core.noise import Noise
@@ -61,9 +62,8 @@ class Tokenizer(nn.Module, ABC):
         """Tokens of what `encode_for_cache` gave; a posterior is sampled anew each time."""
         return stored
 
-    @abstractmethod
     def token_mask(self, keep: Tensor) -> Tensor:
-        """Tokens whose area lies wholly inside the kept pixels.
+        """Tokens whose area lies wholly inside the kept pixels; an encoder's convolutions look further.
 
         Args:
             keep: (B, H, W) bool, True where a pixel is kept.
@@ -71,6 +71,7 @@ class Tokenizer(nn.Module, ABC):
         Returns:
             (B, N) bool, True where the area is kept whole.
         """
+        return F.adaptive_max_pool2d((~keep).float().unsqueeze(1), self.grid).flatten(1) == 0
 
     def check_images(self, images: Tensor) -> None:
         """Raises ValueError unless images are (B, 3, image_size, image_size)."""

@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
 from genaim.config import Config
+from genaim.core.layers import at_least_float32
 from genaim.core.noise import Noise
 from genaim.tokenizers.autoencoder import AutoencoderConfig, Decoder, Encoder
 from genaim.tokenizers.base import Tokenizer, TrainableTokenizer, TrainingPass
@@ -129,10 +129,6 @@ class LatentTokenizer(Tokenizer):
                 f"({2 * channels}, {height}, {width}) for {self.image_size} pixels; take the one that wrote them."
             )
 
-    def token_mask(self, keep: Tensor) -> Tensor:
-        """Tokens whose pixels are all kept, (B, H, W) bool to (B, N); the encoder's convolutions look further."""
-        return F.adaptive_max_pool2d((~keep).float().unsqueeze(1), self.side).flatten(1) == 0
-
     def latent_to_tokens(self, latent: Tensor) -> Tensor:
         """(B, C, h, w) to (B, N, C p p)."""
         return latent_to_tokens(latent, self.patch_size)
@@ -194,8 +190,7 @@ class KLAutoencoder(LatentTokenizer, TrainableTokenizer):
 
     def moments(self, images: Tensor) -> Tensor:
         """Means, then log variances before they are clamped, (B, 2 C, h, w)."""
-        moments: Tensor = self.quant_conv(self.encoder(images))
-        return moments if moments.dtype == torch.float64 else moments.float()
+        return at_least_float32(self.quant_conv(self.encoder(images)))
 
     def posterior(self, images: Tensor) -> Posterior:
         """Mean and standard deviation of the latent."""

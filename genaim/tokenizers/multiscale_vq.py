@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from genaim.config import Config
+from genaim.core.layers import at_least_float32
 from genaim.core.noise import Noise
 from genaim.tokenizers.autoencoder import AutoencoderConfig, Decoder, Encoder
 from genaim.tokenizers.base import TrainableTokenizer, TrainingPass
@@ -133,8 +134,7 @@ class MultiScaleVQ(TrainableTokenizer):
 
     def encode_latent(self, images: Tensor) -> Tensor:
         """The latent that is quantised, (B, C, h, w) float32 (quantisation is float32 even under autocast)."""
-        latent: Tensor = self.quant_conv(self.encoder(images))
-        return latent if latent.dtype == torch.float64 else latent.float()
+        return at_least_float32(self.quant_conv(self.encoder(images)))
 
     def decode_latent(self, latent: Tensor) -> Tensor:
         """Images of a latent, (B, 3, H, W), not clamped."""

@@ -6,7 +6,6 @@ Nothing is lost and nothing is trained, so a head with a density over 8-bit valu
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -76,10 +75,6 @@ class PixelPatches(Tokenizer):
     def from_cache(self, stored: Tensor, noise: Noise) -> Tensor:
         """Patches in [-1, 1] of 8-bit values."""
         return stored.float() / ((PIXEL_LEVELS - 1) / 2) - 1
-
-    def token_mask(self, keep: Tensor) -> Tensor:
-        """Patches that are kept whole, (B, H, W) bool to (B, N)."""
-        return F.adaptive_max_pool2d((~keep).float().unsqueeze(1), self.side).flatten(1) == 0
 
 
 def images_to_patches(images: Tensor, patch_size: int) -> Tensor:

@@ -116,6 +116,6 @@ def test_what_is_not_on_the_hub_is_named(hub: LocalHub) -> None:
 
 def test_a_path_beside_existing_folders_is_not_asked_of_the_hub(hub: LocalHub) -> None:
     Path("runs").mkdir()
-    for name in ("runs/missing", "../work/missing", "a/b/c"):
+    for name in ("runs/missing", "../elsewhere/missing", "a/b/c"):
         with pytest.raises(ValueError, match="is neither bundled nor a folder, nor official"):
             from_pretrained(name)
