@@ -1,4 +1,4 @@
-"""The one loop: generation, inpainting, editing and super-resolution over any model."""
+"""The one loop: generation, and completion of images of which some tokens are given, over any model."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from genaim.config import nearest
 from genaim.core.noise import Noise
 from genaim.core.order import Step
 from genaim.heads import SamplingOptions
-from genaim.models import GenerativeModel
+from genaim.models import GenerativeModel, Given
 from samplers.guidance import SCHEDULES
 
 StepCallback = Callable[[Step, Tensor], None]
@@ -22,6 +22,7 @@ def decode(
     labels: Tensor,
     *,
     noise: Noise,
+    given: Given | None = None,
     options: SamplingOptions | None = None,
     guidance_scale: float = 1.0,
     guidance_schedule: str | None = None,
@@ -34,6 +35,7 @@ def decode(
         model: Any genaim generator, in evaluation mode.
         labels: Classes, (B,) int64; ``num_classes`` is the null class.
         noise: Random numbers, one row per image.
+        given: Tokens to complete, for inpainting and its kin; None generates all.
         options: Temperature and truncation; None draws from the model's distribution as it is.
         guidance_scale: ``uncond + guidance_scale * (cond - uncond)``; 1.0 is off and computes no null class.
         guidance_schedule: Name in `SCHEDULES`; None takes the one that the model was published with.
@@ -52,8 +54,9 @@ def decode(
     if name not in SCHEDULES:
         raise ValueError(f"unknown guidance schedule '{name}'; {nearest(name, SCHEDULES)}.")
     schedule = SCHEDULES[name]
-    state = model.start(labels, guided=guidance_scale != 1.0)
-    known = torch.zeros(len(labels), model.order.num_tokens, dtype=torch.bool, device=labels.device)
+    state = model.start(labels, guided=guidance_scale != 1.0, given=given)
+    nothing = torch.zeros(len(labels), model.order.num_tokens, dtype=torch.bool, device=labels.device)
+    known = nothing if given is None else model.context(given.known)
     for step in model.order.steps(known, num_steps, noise):
         features, uncond = model.predict(state, step.positions)
         tokens = model.head.sample(
@@ -63,6 +66,7 @@ def decode(
             guidance_scale=schedule(guidance_scale, step),
             noise=noise,
         )
+        tokens = model.keep_known(state, step.positions, tokens)
         model.commit(state, step.positions, tokens)
         if on_step is not None:
             on_step(step, state.tokens)

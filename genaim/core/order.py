@@ -156,7 +156,7 @@ class FixedRandomOrder(SequenceOrder):
     def path(self) -> Tensor:
         """Follows from the size of the grid alone."""
         source = NoiseSource(0, torch.zeros(1, dtype=torch.int64, device="cpu"))
-        return source.uniform(self.num_tokens)[0].argsort()
+        return source.uniform(self.num_tokens)[0].argsort(stable=True)
 
 
 class RandomSequenceOrder(SequenceOrder):
@@ -169,14 +169,14 @@ class RandomSequenceOrder(SequenceOrder):
     def sequence(self, batch_size: int, noise: Noise | None = None, device: torch.device | None = None) -> Tensor:
         """Draws the path of every image."""
         assert noise is not None, "random orders draw from a noise source"
-        return noise.uniform(self.num_tokens).argsort(1).to(device)
+        return noise.uniform(self.num_tokens).argsort(dim=1, stable=True).to(device)
 
 
 class RandomOrder(Order):
     """Random sets of positions, few at first and many at last (MAR, Li et al. 2024, arXiv 2406.11838, section 3.4).
 
-    Like MaskGIT (Chang et al. 2022, arXiv 2202.04200), ``floor(N cos(pi / 2 * k / K))`` tokens stay hidden after step
-    k of K, but at least one is predicted in each step and at least one left for the last.
+    Like MaskGIT (Chang et al. 2022, arXiv 2202.04200), ``floor(N cos(pi / 2 * k / K))`` of N hidden tokens stay hidden
+    after step k of K, but at least one is predicted in each step and at least one left for the last.
     """
 
     def __init__(self, height: int, width: int, num_steps: int = 64) -> None:
@@ -188,7 +188,7 @@ class RandomOrder(Order):
         return torch.zeros(self.num_tokens, dtype=torch.int64, device="cpu")
 
     def steps(self, known: Tensor, num_steps: int | None = None, noise: Noise | None = None) -> Iterator[Step]:
-        """Yields random sets of each row's unknown positions; steps in which no row has any are left out.
+        """Yields random sets of each row's unknown positions; a row with fewer of them than steps takes one a step.
 
         The share of the last step is short of 1 by one token, since the published guidance schedule counts so
         (github.com/LTH14/mar, models/mar.py, sample_tokens).
@@ -201,7 +201,7 @@ class RandomOrder(Order):
         if total < 1:
             raise ValueError(f"num_steps must be 1 or more, not {total}.")
         hidden = ~known
-        order = noise.uniform(self.num_tokens).argsort(1)
+        order = noise.uniform(self.num_tokens).argsort(dim=1, stable=True)
         order = known_first(order, hidden.to(order.device))  # hidden positions to the front
         rank = order.argsort(1).to(known.device)  # of the hidden ones, the last are predicted first
         plans = [self._remaining(count, total) for count in hidden.sum(1).tolist()]
@@ -209,8 +209,8 @@ class RandomOrder(Order):
             before, after = (torch.tensor([p[k] for p in plans], device=known.device) for k in (index, index + 1))
             chosen = (rank >= after[:, None]) & (rank < before[:, None])
             width = int(chosen.sum(1).max())
-            if width == 0:
-                continue
+            if width == 0:  # no row has any left: none has an empty step before its last one
+                return
             # a stable sort brings the chosen positions to the front, row-major
             front = chosen.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
             positions = torch.where(chosen.gather(1, front), front, -1)
@@ -218,12 +218,17 @@ class RandomOrder(Order):
             yield Step(positions, share, index, total)
 
     def _remaining(self, count: int, total: int) -> list[int]:
-        """Hidden tokens before the first step, after it, ..., after the last of ``total`` steps."""
-        remaining = [count]
-        for step in range(1, total):
-            wanted = math.floor(count * math.cos(math.pi / 2 * step / total))
-            remaining.append(min(remaining[-1], max(1, min(remaining[-1] - 1, wanted))))
-        return [*remaining, 0]
+        """Hidden tokens before the first step, after it, ..., after the last of ``total`` steps.
+
+        A row that hides fewer tokens than there are steps is done early, without an empty step in between, so that its
+        draws do not depend on which steps its batch mates need. (The cosine lies above its chord: with ``count >= own``
+        at least one token is left for each step to come.)
+        """
+        remaining, own = [count], min(count, total)
+        for step in range(1, own):
+            wanted = math.floor(count * math.cos(math.pi / 2 * step / own))
+            remaining.append(min(remaining[-1] - 1, wanted))
+        return remaining + [0] * (total + 1 - len(remaining))
 
 
 def known_first(path: Tensor, known: Tensor) -> Tensor:

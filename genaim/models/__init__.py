@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from genaim.models.aim import AIM, AIMConfig
-from genaim.models.base import GenerativeModel, GeneratorConfig, SamplingDefaults
+from genaim.models.base import GenerativeModel, GeneratorConfig, Given, SamplingDefaults
 from genaim.models.causal import CausalConfig, CausalGenerator
 from genaim.models.encoder import Encoder
 from genaim.models.mar import MAR, MARConfig
@@ -44,6 +44,7 @@ __all__ = [
     "EncoderConfig",
     "GenerativeModel",
     "GeneratorConfig",
+    "Given",
     "MARConfig",
     "ModelConfig",
     "SamplingDefaults",

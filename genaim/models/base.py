@@ -118,6 +118,16 @@ class Predicted(NamedTuple):
         return cls(cond, uncond)
 
 
+class Given(NamedTuple):
+    """Tokens that are given beforehand, to complete an image around them."""
+
+    tokens: Tensor
+    """Of the whole image, with something plausible in its holes, (B, N) int64 or (B, N, C). Only scales read the tokens
+    that are not known: what they add to the latent of their surroundings belongs to it."""
+    known: Tensor
+    """True where a token is given, (B, N) bool."""
+
+
 @dataclass
 class State:
     """Generation in progress; each request has its own. Models extend it."""
@@ -126,6 +136,8 @@ class State:
     """Canvas of tokens, (B, N) int64 or (B, N, C)."""
     guided: bool
     """Whether rows under the null condition are computed too."""
+    given: Given | None
+    """What `keep_known` restores; None in generation from nothing."""
 
 
 class GenerativeModel(nn.Module, ABC):
@@ -149,17 +161,32 @@ class GenerativeModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def start(self, labels: Tensor, *, guided: bool) -> State:
+    def start(self, labels: Tensor, *, guided: bool, given: Given | None = None) -> State:
         """Begins generation.
 
         Args:
             labels: Classes, (B,) int64; ``num_classes`` is the null class.
             guided: Whether `predict` computes features under the null condition too.
+            given: Tokens to complete; None generates all.
         """
+
+    def context(self, known: Tensor) -> Tensor:
+        """Which of the given tokens are seen from the first step on, (B, N) bool to the same.
+
+        The others are predicted in their turn and replaced by `keep_known`, so that they are seen by later ones only.
+        """
+        return known
 
     @abstractmethod
     def predict(self, state: State, positions: Tensor) -> Predicted:
         """Features at positions (B, n); the only writer of the cache."""
+
+    def keep_known(self, state: State, positions: Tensor, tokens: Tensor) -> Tensor:
+        """Tokens (B, n) at positions (B, n), with the given ones in place of those that were drawn."""
+        if state.given is None:
+            return tokens
+        given = Given(gather(state.given.tokens, positions), gather(state.given.known, positions))
+        return put_given(tokens, given)
 
     @abstractmethod
     def commit(self, state: State, positions: Tensor, tokens: Tensor) -> None:
@@ -212,6 +239,12 @@ def empty_canvas(batch_size: int, tokenizer: Tokenizer, like: Tensor) -> Tensor:
     assert tokenizer.token_channels is not None
     dtype = torch.promote_types(like.dtype, torch.float32)
     return torch.zeros(batch_size, tokenizer.num_tokens, tokenizer.token_channels, dtype=dtype, device=like.device)
+
+
+def put_given(tokens: Tensor, given: Given) -> Tensor:
+    """Tokens (B, n) or (B, n, C) with the known ones of ``given`` in their place."""
+    known = given.known if tokens.dim() == 2 else given.known[..., None]
+    return torch.where(known, given.tokens.to(tokens.dtype), tokens)
 
 
 def gather(values: Tensor, positions: Tensor) -> Tensor:

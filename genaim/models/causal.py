@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from genaim.core.cache import KVCache
 from genaim.core.conditioning import ClassEmbedding
-from genaim.core.masks import StepMask, free_form
+from genaim.core.masks import NEVER, StepMask, free_form
 from genaim.core.noise import Noise
 from genaim.core.order import ORDERS, SequenceOrder, known_first, prefix_steps
 from genaim.core.positions import sincos_2d
@@ -33,6 +34,7 @@ from genaim.heads import AnyHeadConfig
 from genaim.models.base import (
     GenerativeModel,
     GeneratorConfig,
+    Given,
     Loss,
     Predicted,
     State,
@@ -41,6 +43,7 @@ from genaim.models.base import (
     make_head,
     make_token_embed,
     put,
+    put_given,
 )
 from genaim.tokenizers import Tokenizer
 
@@ -105,8 +108,10 @@ class CausalState(State):
     condition: Tensor
     """Class embeddings, (B, D), or (2 B, D) with the null class behind."""
     cache: KVCache
-    last: Tensor | None
-    """Positions of the newest tokens, (B, 1); None before the first."""
+    padding: Tensor | None
+    """True for elements at the start of the cache that only fill up a row, (B, m) bool; None where there are none."""
+    last: Tensor
+    """Positions of the newest tokens, (B, 1); -1 before the first, whose place the class has."""
 
 
 class CausalGenerator(GenerativeModel):
@@ -172,35 +177,73 @@ class CausalGenerator(GenerativeModel):
         wanted = ~known.gather(1, path)
         return Loss((losses * wanted).sum(), wanted.sum().to(losses.dtype))
 
-    def start(self, labels: Tensor, *, guided: bool) -> CausalState:
-        """Begins generation; allocates the cache."""
+    def context(self, known: Tensor) -> Tensor:
+        """All given tokens where training had known-first sequences; else none: they are seen in their turn."""
+        return known if self.config.known_first > 0 else torch.zeros_like(known)
+
+    def start(self, labels: Tensor, *, guided: bool, given: Given | None = None) -> CausalState:
+        """Begins generation; allocates the cache and fills it with the given tokens that are seen beforehand."""
         batch_size, condition = len(labels), self.class_embed.start(labels, guided)
-        return CausalState(
-            tokens=empty_canvas(batch_size, self.tokenizer, condition),
+        canvas = empty_canvas(batch_size, self.tokenizer, condition)
+        known = canvas.new_zeros(batch_size, self.order.num_tokens, dtype=torch.bool)
+        if given is not None:
+            known = self.context(given.known)
+            canvas = put_given(canvas, Given(given.tokens, known))
+        counts = known.sum(1)
+        prefix, rest = int(counts.max()), self.order.num_tokens - int(counts.min())
+        state = CausalState(
+            tokens=canvas,
             guided=guided,
+            given=given,
             condition=condition,
-            cache=self.transformer.make_cache(len(condition), self.order.num_tokens),
-            last=None,
+            cache=self.transformer.make_cache(len(condition), prefix + rest),
+            padding=None,
+            last=counts.new_full((batch_size, 1), -1),
         )
+        if prefix:
+            self._prefill(state, known)
+        return state
+
+    def _prefill(self, state: CausalState, known: Tensor) -> None:
+        """Feeds the elements before the last known token, which see each other; `predict` feeds that token.
+
+        Rows with fewer known tokens begin with padding, which nothing else may attend to.
+        """
+        counts = known.sum(1, keepdim=True)
+        width = int(counts.max())
+        path = known_first(self.order.path().to(known.device).expand(len(known), -1), known)
+        index = torch.arange(width, device=known.device) - (width - counts)  # (B, m) on the path; negative is padding
+        target = path.gather(1, index.clamp_min(0))
+        source = torch.where(index > 0, path.gather(1, (index - 1).clamp_min(0)), -1)
+        if bool((index < 0).any()):
+            state.padding = index < 0
+        self._feed(state, source, target)
+        state.last = torch.where(counts > 0, target[:, -1:], -1)
 
     def predict(self, state: State, positions: Tensor) -> Predicted:
         """Features for one position of every image, (B, 1, D)."""
         assert isinstance(state, CausalState)
-        target = self.target_positions[positions.clamp_min(0)]
-        if state.last is None:
-            target = torch.cat([target, target]) if state.guided else target
-            x = state.condition[:, None] + target
-        else:
-            x = self._embed(gather(state.tokens, state.last), state.last) + target
-            x = torch.cat([x, x]) if state.guided else x
-        features = self._run(x, state.condition, cache=state.cache)
-        return Predicted.split(features, state.guided)
+        return Predicted.split(self._feed(state, state.last, positions), state.guided)
 
     def commit(self, state: State, positions: Tensor, tokens: Tensor) -> None:
         """Writes one token of every image."""
         assert isinstance(state, CausalState)
         state.tokens = put(state.tokens, positions, tokens)
         state.last = positions
+
+    def _feed(self, state: CausalState, source: Tensor, target: Tensor) -> Tensor:
+        """Appends elements to the cache: the tokens at ``source`` (B, n), -1 is the class, each with its target."""
+        twice, size = 2 if state.guided else 1, source.shape[1]
+        tokens = self._embed(gather(state.tokens, source), source).repeat(twice, 1, 1)
+        x = torch.where((source < 0).repeat(twice, 1)[..., None], state.condition[:, None].to(tokens.dtype), tokens)
+        x = x + self.target_positions[target.clamp_min(0)].repeat(twice, 1, 1)
+        mask = None
+        if state.padding is not None:
+            # padding sees everything, since attention over nothing is not a number
+            steps = F.pad(torch.where(state.padding, NEVER, 0), (0, state.cache.length + size - state.padding.shape[1]))
+            steps = steps.repeat(twice, 1)
+            mask = StepMask(steps[:, -size:], steps)
+        return self._run(x, state.condition, mask=mask, cache=state.cache)
 
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         out: Tensor = self.token_embed(tokens) + self.source_positions[positions.clamp_min(0)]

@@ -24,6 +24,7 @@ from genaim.heads import AnyHeadConfig, DiffusionHeadConfig
 from genaim.models.base import (
     GenerativeModel,
     GeneratorConfig,
+    Given,
     Loss,
     Predicted,
     State,
@@ -32,6 +33,7 @@ from genaim.models.base import (
     make_head,
     make_token_embed,
     put,
+    put_given,
 )
 from genaim.tokenizers import Tokenizer
 
@@ -183,21 +185,24 @@ class MAR(GenerativeModel):
     def loss(self, tokens: Tensor, labels: Tensor, *, noise: Noise) -> Loss:
         """The head's loss of the hidden tokens; in evaluation they are drawn as in training."""
         labels = self.class_embed.drop(labels, noise) if self.training else self.class_embed.or_null(labels)
-        rank = noise.uniform(tokens.shape[1]).argsort(1).argsort(1)
+        rank = noise.uniform(tokens.shape[1]).argsort(dim=1, stable=True).argsort(1)
         known = rank >= hidden_count(noise, tokens.shape[1])[:, None]
         features = self.decode_all(self.encode_known(tokens, known, self.class_embed(labels)), known)
         losses = self.head.loss(features, tokens, noise=noise)
         hidden = ~known
         return Loss((losses * hidden).sum(), hidden.sum().to(losses.dtype))
 
-    def start(self, labels: Tensor, *, guided: bool) -> MARState:
-        """Begins generation."""
+    def start(self, labels: Tensor, *, guided: bool, given: Given | None = None) -> MARState:
+        """Begins generation; given tokens are known from the first step."""
         batch_size, condition = len(labels), self.class_embed.start(labels, guided)
+        nothing = torch.zeros(batch_size, self.order.num_tokens, dtype=torch.bool, device=labels.device)
+        canvas = empty_canvas(batch_size, self.tokenizer, condition)
         return MARState(
-            tokens=empty_canvas(batch_size, self.tokenizer, condition),
+            tokens=canvas if given is None else put_given(canvas, given),
             guided=guided,
+            given=given,
             condition=condition,
-            known=torch.zeros(batch_size, self.order.num_tokens, dtype=torch.bool, device=labels.device),
+            known=nothing if given is None else given.known,
         )
 
     def predict(self, state: State, positions: Tensor) -> Predicted:

@@ -21,7 +21,7 @@ from genaim.core.order import ScaleOrder
 from genaim.core.positions import ScalePositions
 from genaim.core.transformer import Transformer, TransformerConfig
 from genaim.heads import CategoricalHead, CategoricalHeadConfig
-from genaim.models.base import GenerativeModel, GeneratorConfig, Loss, Predicted, State
+from genaim.models.base import GenerativeModel, GeneratorConfig, Given, Loss, Predicted, State, gather, put_given
 from genaim.tokenizers import MultiScaleVQ
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -90,6 +90,10 @@ class VARState(State):
     cache: KVCache
     latent: Tensor
     """Sum of the scales committed so far, (B, C, h, w) float32."""
+    target: Tensor | None
+    """Latent of the given tokens, (B, C, h, w)."""
+    as_given: Tensor
+    """True while all tokens committed so far were the given ones, (B, 1) bool."""
 
 
 class VAR(GenerativeModel):
@@ -158,7 +162,11 @@ class VAR(GenerativeModel):
         parts = {f"scale_{k + 1}": (s.sum(), s.new_full((), s.numel())) for k, s in enumerate(scales)}
         return Loss(losses.sum(), losses.new_full((), losses.numel()), parts)
 
-    def start(self, labels: Tensor, *, guided: bool) -> VARState:
+    def context(self, known: Tensor) -> Tensor:
+        """None: every scale is fed whole, in its turn."""
+        return torch.zeros_like(known)
+
+    def start(self, labels: Tensor, *, guided: bool, given: Given | None = None) -> VARState:
         """Begins generation; allocates the cache."""
         batch_size, tok = len(labels), self.tokenizer
         condition = self.class_embed.start(labels, guided)
@@ -166,9 +174,12 @@ class VAR(GenerativeModel):
         return VARState(
             tokens=torch.zeros(batch_size, tok.num_tokens, dtype=torch.int64, device=labels.device),
             guided=guided,
+            given=given,
             condition=condition,
             cache=self.transformer.make_cache(len(condition), tok.num_tokens),
             latent=tok.codebook.weight.new_zeros(batch_size, tok.latent_channels, side, side),
+            target=None if given is None else tok.tokens_to_latent(given.tokens),
+            as_given=torch.ones(batch_size, 1, dtype=torch.bool, device=labels.device),
         )
 
     def predict(self, state: State, positions: Tensor) -> Predicted:
@@ -186,13 +197,35 @@ class VAR(GenerativeModel):
         features = self.transformer(x, condition=state.condition, cache=state.cache)
         return Predicted.split(features, state.guided)
 
+    def keep_known(self, state: State, positions: Tensor, tokens: Tensor) -> Tensor:
+        """Puts the known region of the given image on the latent of this scale.
+
+        A token codes what the scales before it leave over. Where one of them was sampled, the given token does not fit
+        any more, and what is left over of the given latent is coded anew; so the known region comes out as it was
+        whatever was drawn beside it, and no seam is left between the scales.
+        """
+        assert isinstance(state, VARState)
+        if state.given is None or state.target is None:
+            return tokens
+        side = self.tokenizer.patch_nums[self._scale(state, positions)]
+        anew = self.tokenizer.codebook.nearest(self.tokenizer.to_side(state.target - state.latent, side)).flatten(1)
+        fitting = torch.where(state.as_given, gather(state.given.tokens, positions), anew)
+        return put_given(tokens, Given(fitting, gather(state.given.known, positions)))
+
     def commit(self, state: State, positions: Tensor, tokens: Tensor) -> None:
         """Writes one scale's tokens and adds it to the latent."""
         assert isinstance(state, VARState)
         state.tokens.scatter_(1, positions, tokens)
-        scale = self.order.starts.index(state.cache.length - positions.shape[1])  # predict has appended this scale
+        scale = self._scale(state, positions)
         side = self.tokenizer.patch_nums[scale]
         state.latent = state.latent + self.tokenizer.scale_latent(tokens.unflatten(1, (side, side)), scale)
+        if state.given is not None:
+            same = (tokens == gather(state.given.tokens, positions)).all(1, keepdim=True)
+            state.as_given = state.as_given & same
+
+    def _scale(self, state: VARState, positions: Tensor) -> int:
+        """The scale of the positions that `predict` has appended last."""
+        return self.order.starts.index(state.cache.length - positions.shape[1])
 
     def _first(self, condition: Tensor) -> Tensor:
         """Inputs of the first scale: the class and a learned start, (B, first, D)."""

@@ -104,6 +104,18 @@ def test_random_sets_follow_the_cosine() -> None:
     assert one == [1, 1, 1, 1], "never an empty step"
 
 
+def test_a_row_with_few_hidden_tokens_keeps_its_steps_beside_others() -> None:
+    """Empty steps were left out when no row needed them, so a row's draws depended on its batch mates."""
+    known = torch.ones(2, 16, dtype=torch.bool)
+    known[0, :3] = False
+    known[1] = False
+    both = [s.positions[0] for s in RandomOrder(4, 4).steps(known, 8, noise(2))]
+    alone = [s.positions[0] for s in RandomOrder(4, 4).steps(known[:1], 8, noise(1))]
+    assert len(both) == 8 and len(alone) == 3
+    assert [p[p >= 0].tolist() for p in both[:3]] == [p.tolist() for p in alone]
+    assert all((p < 0).all() for p in both[3:])
+
+
 def test_known_first_keeps_the_order_of_both_parts() -> None:
     path = torch.tensor([[3, 1, 0, 2]])
     known = torch.tensor([[True, False, True, False]])  # positions 0 and 2
