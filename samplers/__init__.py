@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from samplers.generate import generate
+from samplers.inpaint import edit, inpaint, outpaint
 
 if TYPE_CHECKING:
     from samplers.pipeline import GenAIMPipeline
 
-__all__ = ["GenAIMPipeline", "generate"]
+__all__ = ["GenAIMPipeline", "edit", "generate", "inpaint", "outpaint"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """Images from classes."""
 
 from collections.abc import Iterator
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -8,8 +9,20 @@ from torch import Tensor
 from genaim.core.hardware import autocast
 from genaim.core.noise import NoiseSource
 from genaim.heads import SamplingOptions
-from genaim.models import GenerativeModel
+from genaim.models import GenerativeModel, Given
 from samplers.decode import StepCallback, decode
+
+
+class Sampling(TypedDict, total=False):
+    """The arguments of `generate` that every sampler hands on to it."""
+
+    seed: int
+    batch_size: int | None
+    options: SamplingOptions | None
+    guidance_scale: float | None
+    num_steps: int | None
+    dtype: torch.dtype
+    on_step: StepCallback | None
 
 
 @torch.no_grad()
@@ -17,6 +30,7 @@ def generate(
     model: GenerativeModel,
     labels: Tensor,
     *,
+    given: Given | None = None,
     seed: int = 0,
     first_index: int = 0,
     batch_size: int | None = None,
@@ -33,6 +47,7 @@ def generate(
     Args:
         model: Any genaim generator; it is put into evaluation mode.
         labels: Classes, (B,) int64 in [0, num_classes]; ``num_classes`` is the null class.
+        given: Tokens to complete, one row per label; None generates all.
         seed: Seed of all images.
         first_index: Index of the first image, for a run that is generated in parts.
         batch_size: Images computed together; None takes all.
@@ -51,6 +66,7 @@ def generate(
     batches = generate_batches(
         model,
         labels,
+        given=given,
         seed=seed,
         first_index=first_index,
         batch_size=batch_size,
@@ -68,6 +84,7 @@ def generate_batches(
     model: GenerativeModel,
     labels: Tensor,
     *,
+    given: Given | None = None,
     seed: int = 0,
     first_index: int = 0,
     batch_size: int | None = None,
@@ -92,11 +109,12 @@ def generate_batches(
     labels = labels.to(model.device)
     indices = torch.arange(first_index, first_index + len(labels), device=model.device)
     size = batch_size or len(labels)
-    for part, index in zip(labels.split(size), indices.split(size), strict=True):
+    for rows, index in zip(torch.arange(len(labels)).split(size), indices.split(size), strict=True):
         with autocast(model.device, dtype):
             tokens = decode(
                 model,
-                part,
+                labels[rows],
+                given=None if given is None else Given(*(x[rows].to(model.device) for x in given)),
                 noise=NoiseSource(seed, index),
                 options=options,
                 guidance_scale=scale,

@@ -52,6 +52,19 @@ class Order(ABC):
             ValueError: If the order has a fixed number of steps and another is asked for.
         """
 
+    def sketch(self, share: float, noise: Noise) -> Tensor:
+        """Tokens that are kept of an image which is to be redrawn in part: a random share of the positions.
+
+        Args:
+            share: In [0, 1].
+            noise: One row per image.
+
+        Returns:
+            (B, N) bool.
+        """
+        rank = noise.uniform(self.num_tokens).argsort(dim=1, stable=True).argsort(1)
+        return rank < round(share * self.num_tokens)
+
     def check_num_steps(self, num_steps: int | None, own: int) -> None:
         """Raises ValueError if a fixed order is asked for another number of steps than its own."""
         if num_steps not in (None, own):
@@ -81,6 +94,12 @@ class ScaleOrder(Order):
             positions = torch.arange(start, start + size, device=known.device).expand(batch_size, -1)
             share = torch.full((batch_size,), (start + size) / self.num_tokens, device=known.device)
             yield Step(positions, share, index, count)
+
+    def sketch(self, share: float, noise: Noise) -> Tensor:
+        """The first scales: a share of their number, (B, N) bool; one row is like the other."""
+        kept = round(share * len(self.sizes))
+        batch_size = len(noise.uniform())
+        return (self.step_ids() < kept).expand(batch_size, -1)
 
 
 class SequenceOrder(Order):

@@ -62,16 +62,24 @@ class Tokenizer(nn.Module, ABC):
         """Tokens of what `encode_for_cache` gave; a posterior is sampled anew each time."""
         return stored
 
-    def token_mask(self, keep: Tensor) -> Tensor:
-        """Tokens whose area lies wholly inside the kept pixels; an encoder's convolutions look further.
+    def token_mask(self, keep: Tensor, grow: int = 0) -> Tensor:
+        """Tokens whose area lies wholly inside the kept pixels.
 
         Args:
             keep: (B, H, W) bool, True where a pixel is kept.
+            grow: Tokens around those whose area is not kept whole that count as not kept either: an encoder's
+                convolutions look further than the area of a token.
 
         Returns:
             (B, N) bool, True where the area is kept whole.
         """
-        return F.adaptive_max_pool2d((~keep).float().unsqueeze(1), self.grid).flatten(1) == 0
+        return self.hidden_cells(keep, self.grid, grow).flatten(1) == 0
+
+    @staticmethod
+    def hidden_cells(keep: Tensor, grid: tuple[int, int], grow: int) -> Tensor:
+        """Cells of a grid that hold a hidden pixel, and ``grow`` cells around them, (B, 1, *grid) float, 0 or 1."""
+        hidden = F.adaptive_max_pool2d((~keep).float().unsqueeze(1), grid)
+        return F.max_pool2d(hidden, 2 * grow + 1, stride=1, padding=grow)
 
     def check_images(self, images: Tensor) -> None:
         """Raises ValueError unless images are (B, 3, image_size, image_size)."""

@@ -150,13 +150,14 @@ class MultiScaleVQ(TrainableTokenizer):
         """Images of the tokens of all scales, (B, 3, H, W) in [-1, 1]."""
         return self.decode_latent(self.tokens_to_latent(tokens)).float().clamp(-1, 1)
 
-    def token_mask(self, keep: Tensor) -> Tensor:
+    def token_mask(self, keep: Tensor, grow: int = 0) -> Tensor:
         """Tokens of every scale whose area is kept whole, (B, N) bool.
 
-        A latent cell is hidden by one hidden pixel, and a token by one hidden cell of those that its area resize reads.
-        (The encoder's convolutions look further; who needs that grows the mask.)
+        A latent cell is hidden by one hidden pixel, and a token by one hidden cell of those that its area resize reads;
+        ``grow`` counts latent cells.
         """
-        hidden = F.adaptive_max_pool2d((~keep).float().unsqueeze(1), self.patch_nums[-1])
+        side = self.patch_nums[-1]
+        hidden = self.hidden_cells(keep, (side, side), grow)
         maps = [F.adaptive_max_pool2d(hidden, side).flatten(1) for side in self.patch_nums]
         return torch.cat(maps, dim=1) == 0
 

@@ -81,7 +81,7 @@ class Darker(Tokenizer):
     def decode(self, tokens: Tensor) -> Tensor:
         return tokens - 0.2
 
-    def token_mask(self, keep: Tensor) -> Tensor:
+    def token_mask(self, keep: Tensor, grow: int = 0) -> Tensor:
         raise NotImplementedError
 
 

@@ -1,0 +1,274 @@
+"""Inpainting, outpainting and class-conditional editing: completing the tokens of an image, by any model.
+
+A token is known if its area holds no hidden pixel. Its encoder looks further, but sees the smooth fill of the hole and
+never what is under the mask; to leave out such tokens too (``grow=1``) costs more context than the fill spoils: it was
+measured 2.3 dB worse in the holes of emoji.
+
+What a model makes of known tokens is its own: masked models and causal models trained known-first see them from the
+first step, scales and plain raster models in their turn (`GenerativeModel.context`).
+"""
+
+from typing import Unpack
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from genaim.core.noise import NoiseSource
+from genaim.models import GenerativeModel, Given
+from samplers.canvas import FEATHER, Window, close_seam, editable, fill_holes, paste, to_field, to_pixels
+from samplers.generate import Sampling, generate
+
+Mask = Image.Image | np.ndarray | Tensor
+"""What to paint, of the picture's size: white (128 and more) or True."""
+
+SKETCH_DRAW = 1 << 40  # the draws that choose what an edit keeps; decoding counts its own from 0
+
+
+@torch.no_grad()
+def complete(
+    model: GenerativeModel,
+    images: Tensor,
+    keep: Tensor,
+    labels: Tensor,
+    *,
+    strength: float = 1.0,
+    first_index: int = 0,
+    grow: int = 0,
+    **sampling: Unpack[Sampling],
+) -> Tensor:
+    """Paints the holes of images of the model's size.
+
+    Args:
+        model: Any genaim generator.
+        images: (B, 3, H, W) in [-1, 1]; with full strength, hidden pixels are not looked at.
+        keep: Pixels that stay, (B, H, W) bool.
+        labels: Classes, (B,) int64; ``num_classes`` is the null class.
+        strength: Below 1, a sketch of what is under the mask is kept: with scales the first of them, otherwise a random
+            share of the tokens (`Order.sketch`).
+        first_index: Index of the first image, which keys its noise.
+        grow: Tokens around those that hold hidden pixels which are painted with them.
+        sampling: As in `generate`.
+
+    Returns:
+        (B, 3, H, W) in [-1, 1]; kept pixels as they were.
+
+    Raises:
+        ValueError: If an argument does not fit the model or is out of its range.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be in [0, 1], not {strength}; 1 paints anew, 0 keeps what is there.")
+    tokenizer = model.eval().tokenizer
+    images, keep = images.to(model.device), keep.to(model.device)
+    known = tokenizer.token_mask(keep, grow)
+    seen = images if strength < 1 else fill_holes(images, keep)
+    if strength < 1:
+        index = torch.arange(first_index, first_index + len(images), device=model.device)
+        noise = NoiseSource(sampling.get("seed", 0), index, draw=SKETCH_DRAW)
+        known = known | model.order.sketch(1 - strength, noise).to(known.device)
+    given = Given(tokenizer.encode(seen), known)
+    painted = generate(model, labels, given=given, first_index=first_index, **sampling)
+    return close_seam(painted, images, keep, max(1, images.shape[-1] // FEATHER))
+
+
+def inpaint(
+    model: GenerativeModel,
+    image: Image.Image,
+    mask: Mask,
+    label: int | None = None,
+    *,
+    n: int = 1,
+    strength: float = 1.0,
+    first_index: int = 0,
+    **sampling: Unpack[Sampling],
+) -> list[Image.Image]:
+    """Paints the masked part of a picture of any size, several times.
+
+    A picture of up to four times the model's side is seen whole; of a larger one, a window around the hole. Result i
+    of a seed is the same whatever ``n`` is.
+
+    Args:
+        model: Any genaim generator.
+        image: The picture; palettes become RGB or RGBA, bilevel becomes grey, all else keeps its mode and its alpha.
+        mask: What to paint.
+        label: Class to paint, in [0, num_classes); None is the null class, without guidance.
+        n: Number of results.
+        strength: Below 1, the results keep a sketch of what is under the mask, see `complete`.
+        first_index: Index of the first result, which keys its noise.
+        sampling: As in `generate`.
+
+    Returns:
+        Pictures that equal the given one bit for bit outside the mask.
+
+    Raises:
+        ValueError: If the mask is empty or of another size, the picture cannot be edited, or an option does not fit.
+    """
+    if n < 1:
+        raise ValueError(f"n must be 1 or more results, not {n}.")
+    image = editable(image)
+    hidden = to_hidden(mask, image)
+    pixels, field = to_pixels(image), model.tokenizer.image_size
+    window = Window.around(hidden, field)
+    keep = window.crop(~hidden)[None]  # False beyond the picture
+    original = window.crop(pixels)[None]
+    seen = original if strength < 1 else fill_holes(original, keep)
+    small, small_keep = to_field(seen, keep, field)
+    labels = torch.full((n,), label_or_null(model, label))
+    if label is None:
+        sampling["guidance_scale"] = 1.0  # both branches would be the same
+    painted = complete(
+        model,
+        small.expand(n, -1, -1, -1),
+        small_keep.expand(n, -1, -1),
+        labels,
+        strength=strength,
+        first_index=first_index,
+        **sampling,
+    )
+    if window.side != field:
+        painted = _resize(painted, window.side)
+        painted = close_seam(painted, original.to(painted.device), keep.to(painted.device), window.side // FEATHER)
+    height, width = hidden.shape
+    return [paste(image, window.spread(result, height, width), hidden) for result in painted.cpu()]
+
+
+def edit(
+    model: GenerativeModel,
+    image: Image.Image,
+    label: int,
+    mask: Mask | None = None,
+    *,
+    strength: float = 0.5,
+    n: int = 1,
+    **sampling: Unpack[Sampling],
+) -> list[Image.Image]:
+    """Turns a picture, or the masked part of it, into another class.
+
+    Args:
+        model: Any genaim generator with classes.
+        image: As in `inpaint`.
+        label: The new class, in [0, num_classes).
+        mask: Where to change the picture; None is everywhere.
+        strength: 1 paints anew; below, a sketch of the picture is kept: its coarse scales (VAR) or a share of its
+            tokens; 0 keeps everything.
+        n: Number of results.
+        sampling: As in `generate`.
+
+    Returns:
+        Pictures that equal the given one bit for bit outside the mask.
+
+    Raises:
+        ValueError: As `inpaint`, and if the model has no classes.
+    """
+    if not model.config.num_classes:
+        raise ValueError("the model has no classes to turn a picture into; take a class-conditional model, or inpaint.")
+    mask = np.ones((image.height, image.width), dtype=bool) if mask is None else mask
+    return inpaint(model, image, mask, label, n=n, strength=strength, **sampling)
+
+
+def outpaint(
+    model: GenerativeModel,
+    image: Image.Image,
+    label: int | None = None,
+    *,
+    left: int = 0,
+    top: int = 0,
+    right: int = 0,
+    bottom: int = 0,
+    n: int = 1,
+    **sampling: Unpack[Sampling],
+) -> list[Image.Image]:
+    """Continues a picture beyond its sides.
+
+    A step adds at most half of the model's side, or of the picture's shorter side where that is larger, to each side;
+    so every step sees at least as much of the picture as it paints.
+
+    Args:
+        model: Any genaim generator.
+        image: As in `inpaint`; new pixels are opaque.
+        label: As in `inpaint`.
+        left: Pixels to add there.
+        top: Pixels to add there.
+        right: Pixels to add there.
+        bottom: Pixels to add there.
+        n: Number of results.
+        sampling: As in `generate`.
+
+    Returns:
+        Larger pictures that hold the given one bit for bit.
+
+    Raises:
+        ValueError: As `inpaint`, and if nothing is added or a number is negative.
+    """
+    sides = [left, top, right, bottom]
+    if min(sides) < 0 or max(sides) == 0:
+        raise ValueError(
+            f"left, top, right, bottom are {sides}; give pixels to add, 0 or more each and more than 0 for one."
+        )
+    if n < 1:
+        raise ValueError(f"n must be 1 or more results, not {n}.")
+    image = editable(image)
+    step = max(model.tokenizer.image_size, min(image.size)) // 2
+    results = [image] * n
+    while max(sides):
+        added = [min(side, step) for side in sides]
+        for index, before in enumerate(results):
+            larger, mask = extend(before, *added)
+            results[index] = inpaint(model, larger, mask, label, first_index=index, **sampling)[0]
+        sides = [side - new for side, new in zip(sides, added, strict=True)]
+    return results
+
+
+def extend(image: Image.Image, left: int, top: int, right: int, bottom: int) -> tuple[Image.Image, np.ndarray]:
+    """A larger canvas with the picture in its place, opaque where it is new, and where that is, (H, W) bool."""
+    size = (image.width + left + right, image.height + top + bottom)
+    ground = tuple(255 if band == "A" else 0 for band in image.getbands())
+    larger = Image.new(image.mode, size, ground if len(ground) > 1 else ground[0])
+    larger.paste(image, (left, top))
+    mask = np.ones((size[1], size[0]), dtype=bool)
+    mask[top : top + image.height, left : left + image.width] = False
+    return larger, mask
+
+
+def to_hidden(mask: Mask, image: Image.Image) -> Tensor:
+    """A mask as (H, W) bool, True where to paint.
+
+    Raises:
+        ValueError: If it is empty, of another size than the picture, or covers transparent pixels only.
+    """
+    if isinstance(mask, Image.Image):
+        mask = np.asarray(mask.convert("L")) >= 128
+    hidden = torch.as_tensor(np.asarray(mask))
+    if hidden.dtype != torch.bool or hidden.dim() != 2:
+        raise ValueError(f"the mask is {hidden.dtype} {tuple(hidden.shape)}; give an image, or a (H, W) bool array.")
+    if tuple(hidden.shape) != (image.height, image.width):
+        raise ValueError(
+            f"the mask is {hidden.shape[1]}x{hidden.shape[0]}, but the picture {image.width}x{image.height}; make "
+            "them equal."
+        )
+    if not hidden.any():
+        raise ValueError("the mask is empty: nothing is to be painted; white marks what is.")
+    if "A" in image.mode and not np.asarray(image.getchannel("A"))[hidden.numpy()].any():
+        raise ValueError(
+            "the mask covers transparent pixels only, where paint cannot be seen; lay the picture on a ground."
+        )
+    return hidden
+
+
+def label_or_null(model: GenerativeModel, label: int | None) -> int:
+    """A class that the model has, or its null class for None.
+
+    Raises:
+        ValueError: If there is no such class.
+    """
+    classes = model.config.num_classes
+    if label is None:
+        return classes
+    if not 0 <= label < classes:
+        raise ValueError(f"class {label} is not in 0 to {classes - 1}." if classes else "the model has no classes.")
+    return label
+
+
+def _resize(images: Tensor, side: int) -> Tensor:
+    return torch.nn.functional.interpolate(images, size=(side, side), mode="bicubic", antialias=True).clamp(-1, 1)
