@@ -102,6 +102,14 @@ class Loss:
     outputs: dict[str, Tensor] = field(default_factory=dict)
     """What the training task needs again after the step; no gradient."""
 
+    def __add__(self, other: "Loss") -> "Loss":
+        """The loss of both batches together."""
+        parts = dict(self.parts)
+        for name, (total, count) in other.parts.items():
+            before = parts.get(name)
+            parts[name] = (total, count) if before is None else (before[0] + total, before[1] + count)
+        return Loss(self.sum + other.sum, self.count + other.count, parts, {**self.outputs, **other.outputs})
+
 
 class Predicted(NamedTuple):
     """Features at the positions of a step."""

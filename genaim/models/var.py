@@ -54,12 +54,19 @@ class VARConfig(GeneratorConfig):
     """One AdaLN map for all blocks, with offsets per block (d36)."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Label smoothing of the cross-entropy."""
+    coarse_share: float = Field(0.0, ge=0, lt=1)
+    """Share of training images of which only the first scales are learned, which costs little: fine scales are most of
+    the tokens and are memorised first. (The official code's progressive training grows the scales over the run.)"""
+    coarse_scales: int = Field(1, ge=1)
+    """Number of these scales."""
 
     @model_validator(mode="after")
     def _check(self) -> "VARConfig":
         width, heads = self.width or 64 * self.depth, self.num_heads or self.depth
         if width % heads:
             raise ValueError(f"num_heads {heads} must divide width {width}")
+        if self.coarse_share > 0 and self.transformer().drop_path > 0:
+            raise ValueError("coarse_share above 0 needs drop_path 0: drop path is drawn for whole batches")
         return self
 
     def transformer(self) -> TransformerConfig:
@@ -155,10 +162,18 @@ class VAR(GenerativeModel):
     def loss(self, tokens: Tensor, labels: Tensor, *, noise: Noise) -> Loss:
         """Cross-entropy of all tokens in nats, with the parts of every scale."""
         labels = self.class_embed.drop(labels, noise) if self.training else self.class_embed.or_null(labels)
+        if not self.training or self.config.coarse_share == 0:
+            return self._loss(tokens, labels, noise)
+        coarse = noise.uniform() < self.config.coarse_share
+        ends = ((~coarse, self.order.num_tokens), (coarse, sum(self.order.sizes[: self.config.coarse_scales])))
+        losses = [self._loss(tokens[rows, :end], labels[rows], None) for rows, end in ends if bool(rows.any())]
+        return losses[0] if len(losses) == 1 else losses[0] + losses[1]
+
+    def _loss(self, tokens: Tensor, labels: Tensor, noise: Noise | None) -> Loss:
         with torch.no_grad():
-            inputs = self.tokenizer.scale_inputs(tokens)
-        losses = self.head.loss(self(inputs, labels, noise), tokens, noise=noise)  # (B, N)
-        scales = losses.detach().split(self.order.sizes, dim=1)
+            inputs = self.tokenizer.scale_inputs(tokens)[:, : tokens.shape[1] - self.order.sizes[0]]
+        losses = self.head.loss(self(inputs, labels, noise), tokens)  # (B, n)
+        scales = losses.detach().split(self.order.sizes[: len(self.tokenizer.split(tokens))], dim=1)
         parts = {f"scale_{k + 1}": (s.sum(), s.new_full((), s.numel())) for k, s in enumerate(scales)}
         return Loss(losses.sum(), losses.new_full((), losses.numel()), parts)
 

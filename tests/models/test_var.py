@@ -9,7 +9,7 @@ from genaim.models import VARConfig
 from samplers import generate
 from samplers.decode import decode
 from samplers.generate import generate_batches
-from tests.tiny import make_var
+from tests.tiny import make_tokenizer, make_var
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -135,3 +135,26 @@ def test_a_preset_can_be_changed_and_must_exist() -> None:
     assert VARConfig(preset="d16", drop_path=0.0).transformer().drop_path == 0
     with pytest.raises(ValueError, match=r"unknown preset 'd17'; did you mean 'd1"):
         VARConfig(preset="d17")
+
+
+def test_coarse_training_learns_the_first_scales_of_some_images() -> None:
+    """Their loss and gradient are those of the whole sequence, since no scale sees a later one."""
+    tokenizer = make_tokenizer()
+    images = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    tokens, labels = tokenizer.encode(images), torch.arange(8) % 5
+    whole = make_var(tokenizer, drop_path=0.0, label_dropout=0.0).train()
+    coarse = make_var(tokenizer, drop_path=0.0, label_dropout=0.0, coarse_share=0.5, coarse_scales=2).train()
+    loss = coarse.loss(tokens, labels, noise=NoiseSource(0, torch.arange(8)))
+    counts = {name: int(count) for name, (_, count) in loss.parts.items()}
+    assert counts["scale_1"] == 8 and counts["scale_2"] == 32 and 0 < counts["scale_3"] < 128
+    rows = counts["scale_3"] // 16
+    assert int(loss.count) == 8 * 5 + rows * 16
+    reference = whole.loss(tokens, labels, noise=NoiseSource(0, torch.arange(8)))
+    for name in ("scale_1", "scale_2"):
+        torch.testing.assert_close(loss.parts[name][0], reference.parts[name][0])
+    with pytest.raises(ValueError, match="coarse_share above 0 needs drop_path 0"):
+        make_var(tokenizer, drop_path=0.1, coarse_share=0.5)
+    coarse.eval()
+    assert coarse.loss(tokens, labels, noise=NoiseSource(0, torch.arange(8))).sum.equal(
+        whole.eval().loss(tokens, labels, noise=NoiseSource(0, torch.arange(8))).sum
+    )
