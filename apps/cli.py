@@ -1,11 +1,13 @@
 """The command ``genaim``: its arguments. Every command imports what it needs when it runs, so that help is instant."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from apps import options
 from apps.errors import guarded
 
 app = typer.Typer(
@@ -39,9 +41,7 @@ def _root(
 @app.command()
 def sample(
     context: typer.Context,
-    model: Annotated[
-        str, typer.Option(metavar="NAME|FOLDER", help="Bundled or official model, model folder or run folder.")
-    ] = DEFAULT_MODEL,
+    model: options.Model = DEFAULT_MODEL,
     classes: Annotated[
         list[str] | None,
         typer.Option(
@@ -49,34 +49,17 @@ def sample(
         ),
     ] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="Number of images.")] = 16,
-    seed: Annotated[int, typer.Option(help="Image i of a seed is always the same picture.")] = 0,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off. Default: the model's.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Below 1 prefers likely tokens. Default: the model's.")
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Draw among the k likeliest codes; 0 is off. Default: the model's.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Draw among the likeliest codes of this total; 1 is off. Default: the model's.")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Steps of generation, where the order can choose (MAR). Default: the model's.")
-    ] = None,
-    diffusion_steps: Annotated[
-        int | None, typer.Option(help="Steps of a diffusion head for each token. Default: the model's.")
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Sampler of a diffusion head: ddim, dpmsolver++, euler or a diffusers class."
-        ),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images computed together.")] = 16,
-    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(metavar="NAME", help="auto, float32 or bfloat16; auto takes the faster.")
-    ] = "auto",
+    seed: options.Seed = 0,
+    guidance: options.Guidance = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    steps: options.Steps = None,
+    diffusion_steps: options.DiffusionSteps = None,
+    scheduler: options.Scheduler = None,
+    batch_size: options.BatchSize = 16,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder to write. Default: samples/MODEL-seedSEED.")
     ] = None,
@@ -122,6 +105,89 @@ def sample(
         print(compared(folder, record))
     print(f"{request.count} image{'s' * (request.count != 1)}, sheet.png and record.json in {folder}")
     print(folder / "sheet.png")
+
+
+@app.command()
+def inpaint(
+    context: typer.Context,
+    image: options.Picture,
+    mask: options.MaskFile = None,
+    box: options.Box = None,
+    label: options.OneClass = None,
+    model: options.Model = DEFAULT_MODEL,
+    count: options.Results = 4,
+    seed: options.Seed = 0,
+    guidance: options.Guidance = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    steps: options.Steps = None,
+    diffusion_steps: options.DiffusionSteps = None,
+    scheduler: options.Scheduler = None,
+    batch_size: options.BatchSize = 16,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    out: options.Out = None,
+) -> None:
+    """Paint the masked part of a picture anew, several times; every other pixel stays as it is."""
+    _paint(context, "inpaint")
+
+
+@app.command()
+def outpaint(
+    context: typer.Context,
+    image: options.Picture,
+    left: Annotated[int, typer.Option(help="Pixels to add on the left.", min=0)] = 0,
+    top: Annotated[int, typer.Option(help="Pixels to add at the top.", min=0)] = 0,
+    right: Annotated[int, typer.Option(help="Pixels to add on the right.", min=0)] = 0,
+    bottom: Annotated[int, typer.Option(help="Pixels to add at the bottom.", min=0)] = 0,
+    label: options.OneClass = None,
+    model: options.Model = DEFAULT_MODEL,
+    count: options.Results = 4,
+    seed: options.Seed = 0,
+    guidance: options.Guidance = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    steps: options.Steps = None,
+    diffusion_steps: options.DiffusionSteps = None,
+    scheduler: options.Scheduler = None,
+    batch_size: options.BatchSize = 16,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    out: options.Out = None,
+) -> None:
+    """Continue a picture beyond its sides."""
+    _paint(context, "outpaint")
+
+
+@app.command()
+def edit(
+    context: typer.Context,
+    image: options.Picture,
+    label: Annotated[str, typer.Option("--class", metavar="NAME", help="The new class, by name or number.")],
+    mask: options.MaskFile = None,
+    box: options.Box = None,
+    strength: Annotated[
+        float, typer.Option(help="1 paints anew; below, a sketch of the picture is kept; 0 keeps all.", min=0, max=1)
+    ] = 0.5,
+    model: options.Model = DEFAULT_MODEL,
+    count: options.Results = 4,
+    seed: options.Seed = 0,
+    guidance: options.Guidance = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    steps: options.Steps = None,
+    diffusion_steps: options.DiffusionSteps = None,
+    scheduler: options.Scheduler = None,
+    batch_size: options.BatchSize = 16,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    out: options.Out = None,
+) -> None:
+    """Turn a picture, or the masked part of it, into another class."""
+    _paint(context, "edit")
 
 
 @app.command()
@@ -199,6 +265,29 @@ def bench(
     from apps.bench import bench
 
     bench(model, repeats, json)
+
+
+def _paint(context: typer.Context, task: str) -> None:
+    """Runs a command that changes a picture; its parameters are the fields of a request."""
+    from apps.paint import PaintRequest, paint
+    from apps.request import SampleRequest
+
+    given = dict(context.params)
+    renamed = {"guidance": "guidance_scale", "steps": "num_steps"}
+    common = {f.name for f in dataclasses.fields(SampleRequest)} - {"classes", "weights"}
+    sampling = {name: given.pop(name) for name in list(given) if renamed.get(name, name) in common}
+    out = given.pop("out")
+    request = PaintRequest(
+        task,
+        given.pop("image"),
+        SampleRequest(**{renamed.get(name, name): value for name, value in sampling.items()}),
+        **given,
+    )
+    folder = paint(request, out)
+    print(
+        f"{request.sampling.count} result{'s' * (request.sampling.count != 1)}, sheet.png and record.json in {folder}"
+    )
+    print(folder / "sheet.png")
 
 
 def _given(context: typer.Context) -> set[str]:

@@ -144,8 +144,8 @@ def read_request(path: Path) -> SampleRequest:
         raise ValueError(f"'{path}' is not a whole record: {error} is missing or wrong.") from None
 
 
-def command_line(settings: Settings) -> str:
-    """The command that repeats a sampling."""
+def command_line(settings: Settings, command: str = "sample", first: Sequence[str] = ()) -> str:
+    """The command that repeats a sampling; ``first`` are the arguments that are not those of `genaim sample`."""
     options, labels = settings["options"], settings["labels"]
     arguments = {
         "--model": settings["model"],
@@ -164,7 +164,7 @@ def command_line(settings: Settings) -> str:
         "--dtype": settings["dtype"],
     }
     words = (word for name, value in arguments.items() if value is not None for word in (name, str(value)))
-    return shlex.join(["genaim", "sample", *words])
+    return shlex.join(["genaim", command, *first, *words])
 
 
 def shortest_turn(labels: Sequence[int]) -> Sequence[int]:

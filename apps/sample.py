@@ -80,8 +80,7 @@ def sample(request: SampleRequest, out: Path | None = None) -> Path:
         sheet(shown, settings).save(temporary / "sheet.png")
         files["sheet.png"] = hash_file(temporary / "sheet.png")
         record = make_record(settings, files, {"load": round(loaded, 3), "sample": round(seconds, 3)})
-        lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items())
-        (temporary / RECORD).write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        write_record(temporary / RECORD, record)
     return folder
 
 
@@ -142,6 +141,12 @@ def make_record(settings: Settings, files: dict[str, str], seconds: dict[str, fl
     }
 
 
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Writes a record, a line for each of its parts."""
+    lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items())
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
 def compared(folder: Path, record: dict[str, Any]) -> str:
     """Says how the pictures of a folder agree with those of an earlier record."""
     before, now = (pictures(files) for files in (record["files"], read_record(folder / RECORD)["files"]))
@@ -166,9 +171,9 @@ def processor(device: str) -> str:
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
-def free_folder(settings: Settings) -> Path:
-    """``samples/MODEL-seedSEED``, unless it holds something else than this very sampling; then with a number behind."""
-    name = f"{Path(settings['model']).name}-seed{settings['seed']}"
+def free_folder(settings: Settings, what: str | None = None) -> Path:
+    """``samples/MODEL-seedSEED`` (or ``what`` for MODEL); with a number behind if that holds another sampling."""
+    name = f"{what or Path(settings['model']).name}-seed{settings['seed']}"
     for number in count(1):
         folder = SAMPLES / (name if number == 1 else f"{name}-{number}")
         try:

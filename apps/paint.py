@@ -1,0 +1,271 @@
+"""`genaim inpaint`, `outpaint`, `edit`: pictures changed by a model, with a record that repeats it."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from apps.folders import RECORD, check_replaceable, hash_file, written_whole
+from apps.progress import make_progress
+from apps.request import SampleRequest, Settings, command_line, resolve
+from apps.sample import free_folder, introduction, make_record, write_record
+from genaim.core.hardware import pick_device, pick_dtype
+from genaim.core.order import Step
+from genaim.core.progress import Progress
+from genaim.data.grid import contact_sheet
+from genaim.data.transforms import open_image, to_rgb
+from genaim.heads import SamplingOptions
+from genaim.models import GenerativeModel
+from genaim.pretrained import load_generator
+from genaim.tokenizers import fingerprint
+from samplers.canvas import editable
+from samplers.generate import Sampling
+from samplers.inpaint import Mask, edit, extend, inpaint, outpaint, to_hidden
+from samplers.labels import class_numbers
+
+HIDDEN_COLOUR = (255, 0, 255)  # of what is to be painted, on the sheet
+THUMBNAIL = 256  # pictures on the sheet are at most so large, and enlarged up to about half of it
+
+
+@dataclass(frozen=True)
+class PaintRequest:
+    """What is asked for."""
+
+    task: str
+    """inpaint, outpaint or edit."""
+    image: Path
+    """The picture."""
+    sampling: SampleRequest
+    """Model, number of results and how they are drawn; its classes are not used."""
+    label: str | None = None
+    """Class to paint, by name or number."""
+    mask: Path | None = None
+    """A picture that is white where to paint."""
+    box: str | None = None
+    """A rectangle instead: x,y,width,height."""
+    strength: float = 1.0
+    """Of an edit."""
+    left: int = 0
+    """Pixels to add there; so the other three."""
+    top: int = 0
+    right: int = 0
+    bottom: int = 0
+
+    @property
+    def sides(self) -> dict[str, int]:
+        """Pixels that outpainting adds to each side."""
+        return {"left": self.left, "top": self.top, "right": self.right, "bottom": self.bottom}
+
+
+def paint(request: PaintRequest, out: Path | None = None) -> Path:
+    """Changes a picture and writes the results with their contact sheet and record.
+
+    Args:
+        request: What is asked for.
+        out: Folder to write; None takes a free one under ``samples``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If the request fits neither picture nor model, or ``out`` holds other files.
+        OSError: If a file cannot be read or the folder cannot be written; then nothing of it remains.
+    """
+    request.sampling.check()
+    if out is not None:
+        check_replaceable(out)
+    image = read_picture(request.image)
+    mask = read_mask(request, image)
+    device = pick_device(request.sampling.device)
+    dtype = pick_dtype(request.sampling.dtype, device)
+    progress = make_progress(sys.stderr)
+    began = time.perf_counter()
+    model = load_generator(request.sampling.model, device=device, progress=progress)
+    loaded = time.perf_counter() - began
+    settings = paint_settings(request, model, device, dtype)
+    folder = out or free_folder(settings, f"{request.image.stem}-{request.task}")
+    with written_whole(folder) as temporary:
+        progress.say(f"{request.task} {request.image.name}: {introduction(settings)}")
+        began, files = time.perf_counter(), {}
+        results = run(request, model, image, mask, settings, dtype, progress)
+        for index, result in enumerate(results):
+            path = temporary / f"{index:05d}{'.tif' if result.mode == 'CMYK' else '.png'}"
+            result.save(path)
+            files[path.name] = hash_file(path)
+        seconds = time.perf_counter() - began
+        sheet(request, image, mask, results).save(temporary / "sheet.png")
+        files["sheet.png"] = hash_file(temporary / "sheet.png")
+        record = make_record(settings, files, {"load": round(loaded, 3), "sample": round(seconds, 3)})
+        record["command"] = paint_command(settings)
+        write_record(temporary / RECORD, record)
+    return folder
+
+
+def run(
+    request: PaintRequest,
+    model: GenerativeModel,
+    image: Image.Image,
+    mask: Mask | None,
+    settings: Settings,
+    dtype: torch.dtype,
+    progress: Progress,
+) -> list[Image.Image]:
+    """The results, as `samplers.inpaint` gives them."""
+    label = settings["labels"][0] if settings["labels"] else None
+    sampling: Sampling = {
+        "seed": settings["seed"],
+        "batch_size": settings["batch_size"],
+        "options": SamplingOptions(**settings["options"]),
+        "guidance_scale": settings["guidance_scale"],
+        "num_steps": settings["num_steps"],
+        "dtype": dtype,
+        "on_step": _told(progress),
+    }
+    count = settings["count"]
+    try:
+        if request.task == "outpaint":
+            return outpaint(model, image, label, n=count, **request.sides, **sampling)
+        if request.task == "edit":
+            assert label is not None
+            return edit(model, image, label, mask, strength=request.strength, n=count, **sampling)
+        assert mask is not None
+        return inpaint(model, image, mask, label, n=count, **sampling)
+    finally:
+        progress.stop()
+
+
+def _told(progress: Progress) -> Any:
+    def on_step(step: Step, tokens: torch.Tensor) -> None:
+        if step.number == 0:
+            progress.start("painting", 0, step.total)
+        progress.advance(step.number + 1, {})
+
+    return on_step
+
+
+# What is asked for
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture, upright.
+
+    Raises:
+        ValueError: If the file is no picture, too large a one, or one that cannot be edited.
+        OSError: If it cannot be read.
+    """
+    try:
+        image = open_image(path)
+    except Exception as error:  # Pillow's plugins raise many types
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        raise ValueError(f"'{path}' cannot be read as a picture: {error}") from None
+    try:
+        return editable(image)
+    except ValueError as error:
+        raise ValueError(f"'{path}': {error}") from None
+
+
+def read_mask(request: PaintRequest, image: Image.Image) -> Mask | None:
+    """The mask of a file or a box; None where all is meant.
+
+    Raises:
+        ValueError: If both or none is given, or it does not fit the picture.
+    """
+    if request.mask is not None and request.box is not None:
+        raise ValueError("--mask and --box are both given; leave one out.")
+    if request.task == "inpaint" and request.mask is None and request.box is None:
+        raise ValueError("inpaint needs to know where: give --mask FILE (white where to paint) or --box X,Y,W,H.")
+    if request.box is not None:
+        return box_mask(request.box, image)
+    if request.mask is None:
+        return None
+    mask = read_picture(request.mask)
+    to_hidden(mask, image)  # errors before a model is loaded
+    return mask
+
+
+def box_mask(box: str, image: Image.Image) -> np.ndarray:
+    """A rectangle "x,y,width,height" of a picture, (H, W) bool.
+
+    Raises:
+        ValueError: If it is no rectangle inside the picture.
+    """
+    parts = box.split(",")
+    if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"--box is '{box}'; give four whole numbers: x,y,width,height in pixels from the top left.")
+    x, y, width, height = map(int, parts)
+    if not width or not height or x + width > image.width or y + height > image.height:
+        raise ValueError(f"--box {box} is empty or leaves the picture of {image.width}x{image.height} pixels.")
+    mask = np.zeros((image.height, image.width), dtype=bool)
+    mask[y : y + height, x : x + width] = True
+    return mask
+
+
+def paint_settings(request: PaintRequest, model: GenerativeModel, device: torch.device, dtype: torch.dtype) -> Settings:
+    """Everything that decides the results, JSON-able.
+
+    Raises:
+        ValueError: If the model has no such class.
+    """
+    settings = resolve(request.sampling, model.config, fingerprint(model), device, dtype)
+    numbers = [] if request.label is None else class_numbers([request.label], model.config)
+    if len(numbers) > 1:
+        raise ValueError(f"--class '{request.label}' names {len(numbers)} classes; give one.")
+    names = model.config.class_names
+    settings["labels"] = numbers or None
+    settings["names"] = [names[i] for i in numbers] if names and numbers else None
+    settings["task"] = request.task
+    settings["image"] = _source(request.image)
+    if request.mask is not None or request.box is not None:
+        settings["mask"] = request.box or _source(request.mask)
+    if request.task == "outpaint":
+        settings["sides"] = request.sides
+    if request.task == "edit":
+        settings["strength"] = request.strength
+    return settings
+
+
+def _source(path: Path | None) -> dict[str, str]:
+    assert path is not None
+    return {"file": str(path.resolve()), "sha256": hash_file(path)}
+
+
+def paint_command(settings: Settings) -> str:
+    """The command that repeats it."""
+    words: list[str] = [settings["image"]["file"]]
+    mask = settings.get("mask")
+    if mask is not None:
+        words += ["--box", mask] if isinstance(mask, str) else ["--mask", mask["file"]]
+    for side, pixels in settings.get("sides", {}).items():
+        words += [f"--{side}", str(pixels)] if pixels else []
+    if "strength" in settings:
+        words += ["--strength", str(settings["strength"])]
+    if settings["labels"]:
+        words += ["--class", str(settings["labels"][0])]
+    return command_line({**settings, "labels": None}, settings["task"], words)
+
+
+# Display
+
+
+def sheet(request: PaintRequest, image: Image.Image, mask: Mask | None, results: Sequence[Image.Image]) -> Image.Image:
+    """The picture, what was hidden of it, and the results."""
+    if request.task == "outpaint":
+        image, hidden = extend(image, **request.sides)
+    else:
+        hidden = np.ones((image.height, image.width), bool) if mask is None else to_hidden(mask, image).numpy()
+    shown = np.array(to_rgb(image))
+    marked = shown.copy()
+    marked[hidden] = HIDDEN_COLOUR
+    pictures = [Image.fromarray(shown), Image.fromarray(marked), *map(to_rgb, results)]
+    if request.task == "outpaint":
+        del pictures[0]
+    for picture in pictures:
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    return contact_sheet(pictures, columns=6, scale=max(1, THUMBNAIL // 2 // max(pictures[0].size)))
