@@ -29,9 +29,9 @@ from genaim.data.grid import contact_sheet
 from genaim.evaluation.neighbours import nearest_neighbours
 from genaim.evaluation.reconstruction import bicubic_round_trip, psnr, reconstruction_psnr
 from genaim.heads import MixtureHead
-from genaim.models import GenerativeModel
+from genaim.models import CausalGenerator, GenerativeModel
 from genaim.pretrained.store import run_weights
-from genaim.tokenizers import Tokenizer
+from genaim.tokenizers import LatentTokenizer, Tokenizer
 from genaim.training.config import GeneratorRunConfig, TokenizerRunConfig
 
 GRID_ROWS = 6
@@ -155,16 +155,21 @@ def facts(
         rows["training time"] = f"about {minutes:.0f} minutes"
     validated = [row for row in metrics if "val/loss" in row]
     if validated:
-        unit = "nats per token" if config.kind == "generator" else "weighted sum of the recipe's terms"
         loss, at = validated[-1]["val/loss"], validated[-1]["step"]
-        bits = f" = {bits_per_dimension(model, loss):.4f} bits per dimension, exact" if counts_pixels(model) else ""
-        rows["validation loss"] = f"{loss:.4f} {unit}{bits}, after step {at:.0f}; {describe_split(config.data)}"
+        rows["validation loss"] = f"{loss_in_words(model, loss)}, after step {at:.0f}; {describe_split(config.data)}"
     return rows
 
 
+def loss_in_words(model: GenerativeModel | Tokenizer, loss: float) -> str:
+    """A validation loss with its unit, and as bits per dimension where it is their exact number."""
+    unit = model.head.loss_unit if isinstance(model, GenerativeModel) else "weighted sum of the recipe's terms"
+    bits = f" = {bits_per_dimension(model, loss):.4f} bits per dimension, exact" if counts_pixels(model) else ""
+    return f"{loss:.4f} {unit}{bits}"
+
+
 def counts_pixels(model: GenerativeModel | Tokenizer) -> bool:
-    """Whether a model's loss is the exact code length of 8-bit pixels."""
-    head = getattr(model, "head", None)
+    """Whether a model's loss is the exact code length of 8-bit pixels: of all tokens, each from those before it."""
+    head = model.head if isinstance(model, CausalGenerator) else None
     return isinstance(head, MixtureHead) and head.config.density == "discretized_logistic"
 
 
@@ -176,8 +181,10 @@ def bits_per_dimension(model: GenerativeModel | Tokenizer, nats_per_token: float
 def reconstruction_facts(tokenizer: Tokenizer, held_out: Tensor, progress: Progress) -> dict[str, str]:
     """Rows about what the tokenizer keeps of the held-out images (M, 3, H, W)."""
     if tokenizer.pixel_levels is not None:
-        return {"tokenizer": f"{kind_of(tokenizer)}: the pixels themselves, nothing is lost"}
-    side = getattr(tokenizer, "patch_nums", [tokenizer.image_size])[-1]
+        coloured = tokenizer.config.grey and bool((held_out != held_out[:, :1]).any())
+        kept = "their grey levels, colour is lost" if coloured else "the pixels themselves, nothing is lost"
+        return {"tokenizer": f"{kind_of(tokenizer)}: {kept}"}
+    side = side_in_pixels(tokenizer)
     simple = psnr(held_out, bicubic_round_trip(held_out, side)).mean().item()
     progress.start("reconstructing the test split", 0, len(held_out))
     value = reconstruction_psnr(
@@ -188,6 +195,14 @@ def reconstruction_facts(tokenizer: Tokenizer, held_out: Tensor, progress: Progr
         "tokenizer PSNR": f"{value:.2f} dB, mean over the {len(held_out):,} images of the test split, from these "
         f"weights (for comparison, bicubic through {side}x{side} pixels: {simple:.2f} dB)"
     }
+
+
+def side_in_pixels(tokenizer: Tokenizer) -> int:
+    """Side of the small image that has as many pixels as the latent, or the finest scale, has cells."""
+    if isinstance(tokenizer, LatentTokenizer):
+        return tokenizer.latent_shape[1]
+    side: int = getattr(tokenizer, "patch_nums", [tokenizer.image_size])[-1]
+    return side
 
 
 def reconstruction_section(folder: Path, tokenizer: Tokenizer, images: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Normalisation, feed-forward and residual-dropping layers of the transformer block."""
+"""Normalisation, feed-forward and residual-dropping layers of the transformer block, and the rounding around it."""
 
 from typing import Literal
 
@@ -39,6 +39,12 @@ class MLP(nn.Module):
 def at_least_float32(x: Tensor) -> Tensor:
     """The tensor in float32, or in float64 if it is that: for densities, logits and quantisation under autocast."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def to_levels(x: Tensor, levels: int) -> Tensor:
+    """The nearest of ``levels`` values that divide [-1, 1] evenly."""
+    half = (levels - 1) / 2
+    return ((x + 1) * half).round().clamp(0, levels - 1) / half - 1
 
 
 def drop_path(residual: Tensor, rate: float, uniform: Tensor) -> Tensor:

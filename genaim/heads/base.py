@@ -85,6 +85,8 @@ class Head(nn.Module, ABC):
 
     options: ClassVar[tuple[str, ...]]
     """Names of the `SamplingOptions` that this head honours."""
+    loss_unit: str = "nats per token"
+    """What the mean of the loss over tokens is, in words."""
 
     @abstractmethod
     def loss(self, features: Tensor, targets: Tensor, *, noise: Noise | None = None) -> Tensor:

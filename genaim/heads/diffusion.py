@@ -29,6 +29,11 @@ SCHEDULERS = {
     "euler": "EulerDiscreteScheduler",
 }
 """Short names of schedulers of diffusers."""
+LOSS_UNITS = {
+    "epsilon": "mean squared error of the noise plus the variational bound in bits per channel",
+    "flow": "mean squared error of the velocity",
+}
+"""What the loss of each objective is."""
 
 
 class DiffusionHeadConfig(ContinuousHeadConfig):
@@ -135,6 +140,7 @@ class DiffusionHead(Head):
     def __init__(self, config: DiffusionHeadConfig) -> None:
         super().__init__()
         self.config = config
+        self.loss_unit = LOSS_UNITS[config.objective]
         self.net = Denoiser(config)
 
     @property

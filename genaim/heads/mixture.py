@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from genaim.core.layers import to_levels
 from genaim.core.noise import Noise, gumbel
 from genaim.heads.base import ContinuousHeadConfig, Head, SamplingOptions, TokenSpec
 from genaim.heads.gaussian import gaussian_log_prob
@@ -193,12 +194,6 @@ class MixtureHead(Head):
     def _levels(self) -> int:
         assert self.config.levels is not None, "`fitted` refuses this density for tokens without levels"
         return self.config.levels
-
-
-def to_levels(x: Tensor, levels: int) -> Tensor:
-    """The nearest of ``levels`` values that divide [-1, 1] evenly."""
-    half = (levels - 1) / 2
-    return ((x + 1) * half).round().clamp(0, levels - 1) / half - 1
 
 
 def discretized_logistic_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Pixel patches: the image itself, cut into squares (AIM, El-Nouby et al. 2024, https://arxiv.org/abs/2401.08541).
 
-Nothing is lost and nothing is trained, so a head with a density over 8-bit values gives exact bits per dimension.
+Nothing is trained, and nothing is lost but colour where one channel is wanted, so a head with a density over 8-bit
+values gives exact bits per dimension.
 """
 
 from typing import Literal
@@ -11,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from genaim.config import Config
+from genaim.core.layers import to_levels
 from genaim.core.noise import Noise
 from genaim.tokenizers.base import Tokenizer
 
@@ -27,7 +29,8 @@ class PixelPatchesConfig(Config):
     patch_size: int = Field(ge=1)
     """Side of a patch, in pixels."""
     grey: bool = False
-    """One channel instead of three: the mean of red, green and blue, which loses nothing of grey images."""
+    """One channel instead of three: the mean of red, green and blue, to the nearest of the 256 levels. Grey images lose
+    nothing, colours become grey."""
 
     @model_validator(mode="after")
     def _check(self) -> "PixelPatchesConfig":
@@ -56,10 +59,10 @@ class PixelPatches(Tokenizer):
         return self.side, self.side
 
     def encode(self, images: Tensor, *, noise: Noise | None = None) -> Tensor:
-        """Patches, (B, N, C) in [-1, 1]; `noise` is not used."""
+        """Patches, (B, N, C) in [-1, 1], with `grey` at the 8-bit levels; `noise` is not used."""
         self.check_images(images)
         if self.config.grey:
-            images = images.mean(1, keepdim=True)
+            images = to_levels(images.mean(1, keepdim=True), PIXEL_LEVELS)
         return images_to_patches(images, self.patch_size)
 
     def decode(self, tokens: Tensor) -> Tensor:
