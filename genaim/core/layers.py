@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 Norm = Literal["layernorm", "layernorm_no_affine", "rmsnorm"]
 Activation = Literal["gelu", "gelu_tanh", "swiglu"]
@@ -39,6 +40,22 @@ class MLP(nn.Module):
 def at_least_float32(x: Tensor) -> Tensor:
     """The tensor in float32, or in float64 if it is that: for densities, logits and quantisation under autocast."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def in_float32(module: nn.Module, *inputs: Tensor) -> Tensor:
+    """The output of a module computed in float32, or in float64 if it has that, whatever autocast and its weights say.
+
+    For the layers that end in logits, densities or denoised tokens: features bear the 8 bits of bfloat16 better than the
+    numbers that are exponentiated. `mnist-aim` has 1.2118 bits per dimension on 256 test digits in float32, 1.2127 under
+    autocast with this layer in bfloat16, and 1.2121 with it in float32.
+    """
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        inputs = tuple(at_least_float32(x) if x.is_floating_point() else x for x in inputs)
+        weights = {}
+        if next(module.parameters()).dtype.itemsize < 4:
+            weights = {name: at_least_float32(weight) for name, weight in module.named_parameters()}
+        out: Tensor = functional_call(module, weights, inputs) if weights else module(*inputs)
+        return out
 
 
 def to_levels(x: Tensor, levels: int) -> Tensor:

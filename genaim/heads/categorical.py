@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genaim.core.layers import at_least_float32
+from genaim.core.layers import in_float32
 from genaim.core.noise import Noise, gumbel
 from genaim.heads.base import Head, HeadConfig, SamplingOptions, TokenSpec, guide
 
@@ -50,7 +50,7 @@ class CategoricalHead(Head):
 
     def logits(self, features: Tensor) -> Tensor:
         """(..., D) to (..., V), in float32 or better: bf16 logits of large magnitude tie."""
-        return at_least_float32(self.linear(features))
+        return in_float32(self.linear, features)
 
     def loss(self, features: Tensor, targets: Tensor, *, noise: Noise | None = None) -> Tensor:
         """Cross-entropy of every token in nats, (...); labels are smoothed in training only."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from genaim.core.layers import MLP, at_least_float32
+from genaim.core.layers import MLP, in_float32
 
 
 class ResidualMLP(nn.Module):
@@ -22,11 +22,11 @@ class ResidualMLP(nn.Module):
         self.out = nn.Linear(width if depth else in_width, out_width, bias=bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(..., in_width) to (..., out_width), in float32 or better, since densities are computed of it."""
+        """(..., in_width) to (..., out_width); the last layer is computed in float32 or better, for densities of it."""
         x = self.enter(features)
         for norm, mlp in zip(self.norms, self.mlps, strict=True):
             x = x + mlp(norm(x))
-        return at_least_float32(self.out(self.norm(x)))
+        return in_float32(self.out, self.norm(x))
 
     @torch.no_grad()
     def init_weights(self) -> None:
