@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from genaim.config import Config
 from genaim.core.noise import Noise
+from genaim.heads.schedule import NUM_TIMESTEPS
 
 
 class SamplingOptions(Config):
@@ -22,7 +23,8 @@ class SamplingOptions(Config):
     diffusion_steps: int | None = None
     """Steps of a diffusion head for each token; None takes the head's own."""
     scheduler: str | None = None
-    """Sampler of a diffusion head: ddim, dpmsolver++, euler, or a scheduler class of diffusers; None is ancestral."""
+    """Sampler of a diffusion head: ddim, dpmsolver++, euler, or a scheduler class of diffusers. ``own``, as None, is
+    the head's own: ancestral steps for noise prediction, Heun's method for flow."""
 
     def model_post_init(self, context: object) -> None:
         """Checks the ranges."""
@@ -32,8 +34,8 @@ class SamplingOptions(Config):
             raise ValueError(f"top_k must be 1 or more, not {self.top_k}; leave it out to draw among all codes")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], not {self.top_p}; leave it out to draw among all codes")
-        if self.diffusion_steps is not None and self.diffusion_steps < 1:
-            raise ValueError(f"diffusion_steps must be 1 or more, not {self.diffusion_steps}")
+        if self.diffusion_steps is not None and not 1 <= self.diffusion_steps <= NUM_TIMESTEPS:
+            raise ValueError(f"diffusion_steps must be in 1 to {NUM_TIMESTEPS}, not {self.diffusion_steps}")
 
 
 class TokenSpec(NamedTuple):

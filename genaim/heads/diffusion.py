@@ -3,24 +3,25 @@
 MAR's diffusion loss (Li et al. 2024, https://arxiv.org/abs/2406.11838, section 3.2; code: github.com/LTH14/mar,
 models/diffloss.py). Two objectives: ``epsilon`` is the published one (`schedule`), ``flow`` is flow matching (Lipman et
 al. 2023, https://arxiv.org/abs/2210.02747) with times drawn as in Esser et al. 2024 (https://arxiv.org/abs/2403.03206,
-section 3.1). The head computes in float32 under autocast: the first ancestral step multiplies errors of the network by
-several thousand, and the published code yields NaN in half precision.
+section 3.1). The head computes in float32, also under autocast and of bfloat16 weights: the first ancestral step
+multiplies errors of the network by several thousand, and the published code yields NaN in half precision.
 """
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from genaim.config import nearest
-from genaim.core.layers import at_least_float32, modulate
+from genaim.core.layers import at_least_float32, in_float32, modulate
 from genaim.core.noise import Noise
 from genaim.heads.base import ContinuousHeadConfig, Head, SamplingOptions, guide
-from genaim.heads.schedule import NUM_TIMESTEPS, Diffusion, cosine_betas, diffusion_of
+from genaim.heads.schedule import NUM_TIMESTEPS, Diffusion, check_steps, cosine_betas, diffusion_of
 
 TIME_CHANNELS = 256
 SCHEDULERS = {
@@ -29,6 +30,8 @@ SCHEDULERS = {
     "euler": "EulerDiscreteScheduler",
 }
 """Short names of schedulers of diffusers."""
+OWN = "own"
+"""Name of the sampler without diffusers, so that it can be asked for where a model has another default."""
 LOSS_UNITS = {
     "epsilon": "mean squared error of the noise plus the variational bound in bits per channel",
     "flow": "mean squared error of the velocity",
@@ -49,8 +52,14 @@ class DiffusionHeadConfig(ContinuousHeadConfig):
     """Their width."""
     draws: int = Field(4, ge=1)
     """Timesteps and noises of every token in a training step."""
-    diffusion_steps: int = Field(100, ge=1)
-    """Steps of sampling when none are asked for."""
+    diffusion_steps: int = Field(100, ge=1, le=NUM_TIMESTEPS)
+    """Steps of sampling when none are asked for, at most 1000; for epsilon at least 2."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DiffusionHeadConfig":
+        if self.objective == "epsilon":
+            check_steps(self.diffusion_steps)
+        return self
 
 
 class DenoiserBlock(nn.Module):
@@ -164,7 +173,7 @@ class DiffusionHead(Head):
         time = noise.normal(draws, tokens).sigmoid() if flow else self._timesteps(noise, tokens)
         added = noise.normal(draws, tokens, channels).to(targets.dtype)
         with torch.autocast(features.device.type, enabled=False):
-            condition = self.net.condition_embed(at_least_float32(features)).unsqueeze(1)
+            condition = in_float32(self.net.condition_embed, features).unsqueeze(1)
             start = at_least_float32(targets).unsqueeze(1).expand_as(added)
             per_draw = self.flow_loss if flow else self.epsilon_loss
             return per_draw(start, condition, time, added).mean(1)
@@ -182,7 +191,7 @@ class DiffusionHead(Head):
             (...).
         """
         noisy = self.diffusion.add_noise(start, index, added)
-        epsilon, fraction = self.net(noisy, index, condition).chunk(2, dim=-1)
+        epsilon, fraction = in_float32(self.net, noisy, index, condition).chunk(2, dim=-1)
         reverse = self.diffusion.reverse(epsilon.detach(), fraction, noisy, index)
         bound = self.diffusion.variational_bound(start, noisy, index, reverse)
         loss: Tensor = (epsilon - added).square().mean(-1) + bound
@@ -191,7 +200,7 @@ class DiffusionHead(Head):
     def flow_loss(self, start: Tensor, condition: Tensor, time: Tensor, added: Tensor) -> Tensor:
         """Squared error of the velocity ``start - added`` on the straight path, (...); time 0 is noise, 1 the token."""
         share = time[..., None].to(start.dtype)
-        velocity = self.net(torch.lerp(added, start, share), NUM_TIMESTEPS * time, condition)
+        velocity = in_float32(self.net, torch.lerp(added, start, share), NUM_TIMESTEPS * time, condition)
         loss: Tensor = (velocity - (start - added)).square().mean(-1)
         return loss
 
@@ -218,29 +227,33 @@ class DiffusionHead(Head):
             (B, n, C), float32 or better.
 
         Raises:
-            ValueError: If an option does not fit the objective or the scheduler.
+            ValueError: If an option does not fit the objective or the scheduler, or the tokens are not finite.
         """
         self.check_options(options)
         steps = options.diffusion_steps or self.config.diffusion_steps
+        scheduler = None if options.scheduler == OWN else options.scheduler
         with torch.autocast(features.device.type, enabled=False):
             predict = self.predictor(features, uncond_features, guidance_scale)
             x = noise.normal(features.shape[1], self.config.channels).to(at_least_float32(features).dtype)
             if self.config.objective == "flow":
-                if options.scheduler is not None:
-                    raise ValueError("scheduler is for heads of objective 'epsilon'; this one is 'flow': leave it out.")
+                if scheduler is not None:
+                    raise ValueError(
+                        f"scheduler is for heads of objective 'epsilon'; this one is 'flow': take '{OWN}' or none."
+                    )
                 return heun(predict, x * options.temperature, steps)
-            if options.scheduler is not None:
-                return self._by_scheduler(predict, x, options, steps)
+            check_steps(steps)
+            if scheduler is not None:
+                return self._by_scheduler(predict, x, scheduler, options.temperature, steps)
             *_, last = self.trajectory(predict, x, steps, options.temperature, noise)
             return last
 
     def predictor(self, features: Tensor, uncond_features: Tensor | None, guidance_scale: Tensor | float) -> Predict:
         """The network at given features; these are projected once for all steps."""
         parts = [features] if uncond_features is None else [features, uncond_features]
-        condition = torch.stack([self.net.condition_embed(at_least_float32(part)) for part in parts])
+        condition = torch.stack([in_float32(self.net.condition_embed, part) for part in parts])
 
         def predict(x: Tensor, time: Tensor) -> Tensor:
-            out = self.net(x.expand(len(parts), *x.shape), time, condition)
+            out = in_float32(self.net, x.expand(len(parts), *x.shape), time, condition)
             moved, rest = out[..., : self.config.channels], out[0, ..., self.config.channels :]
             guided = guide(moved[0], None if len(parts) == 1 else moved[1], guidance_scale)
             return torch.cat([guided, rest], dim=-1)
@@ -258,25 +271,29 @@ class DiffusionHead(Head):
             x = mean + (0.5 * log_variance).exp() * drawn * temperature if step else mean
             yield x
 
-    def _by_scheduler(self, predict: Predict, x: Tensor, options: SamplingOptions, steps: int) -> Tensor:
-        if options.temperature != 1.0:
-            raise ValueError(
-                f"scheduler '{options.scheduler}' adds no noise that temperature could scale; set it to 1."
-            )
-        scheduler = make_scheduler(str(options.scheduler))
-        scheduler.set_timesteps(steps, device=x.device)
+    def _by_scheduler(self, predict: Predict, x: Tensor, name: str, temperature: float, steps: int) -> Tensor:
+        if temperature != 1.0:
+            raise ValueError(f"scheduler '{name}' adds no noise that temperature could scale; set it to 1.")
+        scheduler = make_scheduler(name)
         generator, channels = torch.Generator().manual_seed(0), self.config.channels
         keywords = {"generator": generator} if "generator" in scheduler.step.__code__.co_varnames else {}
         before = generator.get_state()
-        x = x * scheduler.init_noise_sigma
+        with _named(name):
+            scheduler.set_timesteps(steps, device=x.device)
+            x = x * scheduler.init_noise_sigma
         for time in scheduler.timesteps:
-            epsilon = predict(scheduler.scale_model_input(x, time), time)[..., :channels]
-            x = scheduler.step(epsilon, time, x, **keywords).prev_sample
+            with _named(name):
+                scaled = scheduler.scale_model_input(x, time)
+            epsilon = predict(scaled, time)[..., :channels]
+            with _named(name):
+                x = scheduler.step(epsilon, time, x, **keywords).prev_sample
             if not generator.get_state().equal(before):
                 raise ValueError(
-                    f"scheduler '{options.scheduler}' draws noise that cannot belong to an image; use a deterministic "
-                    f"one, such as {', '.join(SCHEDULERS)}."
+                    f"scheduler '{name}' draws noise that cannot belong to an image; use a deterministic one, such as "
+                    f"{', '.join(SCHEDULERS)}."
                 )
+        if not x.isfinite().all():
+            raise ValueError(f"scheduler '{name}' gives no finite tokens in {steps} steps; take fewer, or another one.")
         return x
 
 
@@ -298,16 +315,20 @@ def make_scheduler(name: str) -> Any:
     """A scheduler of diffusers over the head's betas, by short or class name.
 
     Raises:
-        ValueError: If diffusers has no such scheduler.
+        ValueError: If diffusers has no such scheduler, or it does not take the betas.
     """
     import inspect
 
     import diffusers
 
-    found = getattr(diffusers, SCHEDULERS.get(name, name), None)
-    if not (inspect.isclass(found) and issubclass(found, diffusers.SchedulerMixin)):
-        known = [*SCHEDULERS, *(n for n in dir(diffusers) if n.endswith("Scheduler") and not n.startswith("Flax"))]
+    def is_scheduler(name: str) -> bool:
+        found = getattr(diffusers, name, None)  # a class whose own library is missing is no scheduler
+        return inspect.isclass(found) and issubclass(found, diffusers.SchedulerMixin)
+
+    if not is_scheduler(SCHEDULERS.get(name, name)):
+        known = [OWN, *SCHEDULERS, *(n for n in dir(diffusers) if n.endswith("Scheduler") and is_scheduler(n))]
         raise ValueError(f"unknown scheduler '{name}'; {nearest(name, known)}.")
+    found: Any = getattr(diffusers, SCHEDULERS.get(name, name))
     wanted = {
         "num_train_timesteps": NUM_TIMESTEPS,
         "trained_betas": cosine_betas().tolist(),
@@ -319,4 +340,18 @@ def make_scheduler(name: str) -> Any:
     taken = inspect.signature(found).parameters
     if "trained_betas" not in taken:
         raise ValueError(f"scheduler '{name}' has a noise schedule of its own; use one of {', '.join(SCHEDULERS)}.")
-    return found(**{key: value for key, value in wanted.items() if key in taken})
+    with _named(name):
+        return found(**{key: value for key, value in wanted.items() if key in taken})
+
+
+@contextmanager
+def _named(scheduler: str) -> Iterator[None]:
+    """Turns whatever a class of diffusers raises, each in its own way, into one line that names it."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, LookupError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise ValueError(
+            f"scheduler '{scheduler}' of diffusers cannot drive this head ({reason}); use one of "
+            f"{', '.join(SCHEDULERS)}."
+        ) from None

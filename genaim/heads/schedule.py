@@ -17,6 +17,12 @@ from torch import Tensor
 NUM_TIMESTEPS = 1000
 
 
+def check_steps(num_steps: int) -> None:
+    """Raises ValueError unless the timesteps can be covered in so many steps; a single one returns the noise."""
+    if not 2 <= num_steps <= NUM_TIMESTEPS:
+        raise ValueError(f"diffusion_steps of noise prediction must be in 2 to {NUM_TIMESTEPS}, not {num_steps}.")
+
+
 class Diffusion:
     """A diffusion process over a subset of the 1000 timesteps; index i below is a position in that subset."""
 
@@ -24,11 +30,10 @@ class Diffusion:
         """Takes the number of steps, spread evenly over the timesteps (0, 111, ..., 999 for 10), and where tables live.
 
         Raises:
-            ValueError: If there are more steps than timesteps, or none.
+            ValueError: If there are more steps than timesteps, or fewer than 2.
         """
-        if not 1 <= num_steps <= NUM_TIMESTEPS:
-            raise ValueError(f"diffusion_steps must be in 1 to {NUM_TIMESTEPS}, not {num_steps}.")
-        stride = (NUM_TIMESTEPS - 1) / (num_steps - 1) if num_steps > 1 else 0.0
+        check_steps(num_steps)
+        stride = (NUM_TIMESTEPS - 1) / (num_steps - 1)
         kept = sorted({round(i * stride) for i in range(num_steps)})
         kept_cumprod = np.cumprod(1 - cosine_betas())[kept]
         betas = 1 - kept_cumprod / np.append(1.0, kept_cumprod[:-1])
@@ -47,7 +52,7 @@ class Diffusion:
         self.sqrt_recip_cumprod = table(np.sqrt(1 / cumprod))
         self.sqrt_recip_cumprod_minus_one = table(np.sqrt(1 / cumprod - 1))
         # the posterior variance is 0 at index 0; its logarithm takes the one after it, as published
-        self.log_variance = table(np.log(np.append(variance[1:2] if len(kept) > 1 else betas, variance[1:])))
+        self.log_variance = table(np.log(np.append(variance[1:2], variance[1:])))
         self.log_betas = table(np.log(betas))
         self.mean_of_start = table(betas * np.sqrt(previous) / (1 - cumprod))
         self.mean_of_noisy = table((1 - previous) * np.sqrt(alphas) / (1 - cumprod))

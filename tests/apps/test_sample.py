@@ -242,12 +242,27 @@ def test_steps_and_scheduler_reach_the_model_and_the_record(genaim, tmp_path):
     assert Path("other/00000.png").read_bytes() != Path("again/00000.png").read_bytes()
 
 
+def test_a_default_scheduler_can_be_switched_back(genaim, tmp_path):
+    for name, sampling in (("plain", {}), ("fast", {"scheduler": "ddim"})):
+        save_model(tmp_path / name, make_model("mar", make_latents(), "diffusion", sampling=sampling))
+    pictures = []
+    for name, options in (("plain", ()), ("fast", ()), ("fast", ("--scheduler", "own"))):
+        out = f"out{len(pictures)}"
+        done = genaim("sample", "--model", tmp_path / name, "-n", 1, "--dtype", "float32", "--out", out, *options)
+        assert done.code == 0, done.err
+        pictures.append(Path(out, "00000.png").read_bytes())
+    assert pictures[2] == pictures[0] != pictures[1]
+    assert "--scheduler own" in read_record(Path("out2/record.json"))["command"]
+    again = genaim("sample", "--from-record", "out2/record.json", "--out", "again")
+    assert "1 of 1 pictures are identical" in again.out
+
+
 def test_steps_that_a_model_cannot_take_are_refused(genaim, model):
     for option, message in (
         (("--steps", 0), "--steps is 0; it must be 1 or more"),
         (("--steps", 7), "ScaleOrder always takes 3"),
         (("--scheduler", "ddim"), "scheduler is not an option of CategoricalHead"),
-        (("--diffusion-steps", 0), "diffusion_steps must be 1 or more"),
+        (("--diffusion-steps", 0), "diffusion_steps must be in 1 to 1000, not 0"),
     ):
         done = genaim("sample", "--model", model, *option)
         assert done.code == 2 and message in done.err.splitlines()[-1]

@@ -83,9 +83,7 @@ def test_respacing_keeps_the_noise_levels() -> None:
     full, few = Diffusion(), Diffusion(10)
     assert few.timesteps.tolist() == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
     torch.testing.assert_close(few.sqrt_cumprod, full.sqrt_cumprod[few.timesteps])
-    assert Diffusion(1000).timesteps.equal(torch.arange(1000)) and Diffusion(1).timesteps.tolist() == [0]
-    with pytest.raises(ValueError, match="diffusion_steps must be in 1 to 1000, not 1001"):
-        Diffusion(1001)
+    assert Diffusion(1000).timesteps.equal(torch.arange(1000)) and Diffusion(2).timesteps.tolist() == [0, 999]
 
 
 def test_divergence_of_gaussians_is_the_closed_form() -> None:
@@ -140,3 +138,51 @@ def test_schedulers_are_refused_where_they_do_not_fit() -> None:
         make("flow").sample(x, SamplingOptions(scheduler="ddim"), noise=noise())
     with pytest.raises(ValueError, match="has no exact density"):
         make().log_prob(x, torch.zeros(4, 3, CHANNELS))
+
+
+@pytest.mark.parametrize("scheduler", [None, "ddim", "euler"])
+def test_one_step_of_noise_prediction_would_return_noise(scheduler: str | None) -> None:
+    with pytest.raises(ValueError, match="must be in 2 to 1000, not 1"):
+        make().sample(features(), SamplingOptions(diffusion_steps=1, scheduler=scheduler), noise=noise())
+    assert make("flow").sample(features(), SamplingOptions(diffusion_steps=1), noise=noise()).isfinite().all()
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_steps_beyond_the_timesteps_are_refused_at_once(steps: int) -> None:
+    for objective in ("epsilon", "flow"):
+        with pytest.raises(ValueError, match="diffusion_steps"):
+            DiffusionHeadConfig(objective=objective, diffusion_steps=steps)
+    with pytest.raises(ValueError, match=f"diffusion_steps must be in 1 to 1000, not {steps}"):
+        SamplingOptions(diffusion_steps=steps)
+
+
+def test_a_solver_that_diverges_is_named() -> None:
+    """dpmsolver++ divides by a vanishing step of its logarithms near 1000 steps."""
+    with pytest.raises(ValueError, match=r"scheduler 'dpmsolver\+\+' gives no finite tokens in 1000 steps"):
+        make().sample(features(1, 1), SamplingOptions(scheduler="dpmsolver++", diffusion_steps=1000), noise=noise(1))
+
+
+@pytest.mark.parametrize("name", ["CogVideoXDPMScheduler", "RePaintScheduler", "DDIMInverseScheduler"])
+def test_an_odd_scheduler_is_refused_by_name(name: str) -> None:
+    """Their own errors named nothing, and a TypeError was told as a bug of ours."""
+    with pytest.raises(ValueError, match=f"scheduler '{name}' of diffusers cannot drive this head .*; use one of ddim"):
+        make().sample(features(), SamplingOptions(scheduler=name), noise=noise())
+
+
+def test_a_name_that_is_refused_is_not_offered() -> None:
+    """Some classes of diffusers are no schedulers of its kind, or need a library that is not there."""
+    import diffusers
+
+    with pytest.raises(ValueError, match="unknown scheduler 'KarrasVeScheduler'") as error:
+        make().sample(features(), SamplingOptions(scheduler="KarrasVeScheduler"), noise=noise())
+    offered = str(error.value).split("Allowed: ")[1].rstrip(".").split(", ")
+    assert {"own", "ddim", "DDIMScheduler"} < set(offered)
+    classes = [getattr(diffusers, name) for name in offered if name.endswith("Scheduler")]
+    assert all(issubclass(scheduler, diffusers.SchedulerMixin) for scheduler in classes)
+
+
+@pytest.mark.parametrize("objective", ["epsilon", "flow"])
+def test_own_is_the_head_s_sampler(objective: str) -> None:
+    head = make(objective)
+    plain, own = (head.sample(features(), SamplingOptions(scheduler=name), noise=noise()) for name in (None, "own"))
+    assert own.equal(plain)
