@@ -75,6 +75,12 @@ def gumbel(uniform: Tensor) -> Tensor:
     return noise.float().to(uniform.device)
 
 
+def logistic(uniform: Tensor) -> Tensor:
+    """Standard logistic noise from uniform numbers, float32; in float64 inside, as `gumbel`."""
+    noise = exact(uniform).double()
+    return (noise.log() - (-noise).log1p()).float().to(uniform.device)
+
+
 def exact(tensor: Tensor) -> Tensor:
     """The tensor where float64 can be computed: MPS devices have none, so their noise comes from the CPU."""
     return tensor.cpu() if tensor.device.type == "mps" else tensor

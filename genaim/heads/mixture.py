@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from genaim.core.layers import to_levels
-from genaim.core.noise import Noise, gumbel
+from genaim.core.noise import Noise, gumbel, logistic
 from genaim.heads.base import ContinuousHeadConfig, Head, SamplingOptions, TokenSpec
 from genaim.heads.gaussian import gaussian_log_prob
 from genaim.heads.mlp import ResidualMLP
@@ -184,8 +184,7 @@ class MixtureHead(Head):
         """Standard normal or logistic numbers, (B, tokens, count, C)."""
         if self.config.density == "gaussian":
             return noise.normal(tokens, count, self.config.channels)
-        u = noise.uniform(tokens, count, self.config.channels).double()
-        return u.log() - (-u).log1p()
+        return logistic(noise.uniform(tokens, count, self.config.channels))
 
     def _rounded(self, x: Tensor) -> Tensor:
         return to_levels(x, self._levels) if self.config.density == "discretized_logistic" else x

@@ -237,7 +237,15 @@ def make_token_embed(tokenizer: Tokenizer, width: int) -> nn.Module:
     if tokenizer.codebook_size is not None:
         return nn.Embedding(tokenizer.codebook_size, width)
     assert tokenizer.token_channels is not None
-    return nn.Linear(tokenizer.token_channels, width)
+    return TokenLinear(tokenizer.token_channels, width)
+
+
+class TokenLinear(nn.Linear):
+    """A linear layer of continuous tokens, which stay float32 on the canvas when the weights are bfloat16."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(..., C) to (..., D), in the precision of the weights."""
+        return super().forward(tokens.to(self.weight.dtype))
 
 
 def empty_canvas(batch_size: int, tokenizer: Tokenizer, like: Tensor) -> Tensor:

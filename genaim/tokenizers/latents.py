@@ -37,7 +37,8 @@ class LatentTokenizer(Tokenizer):
     """Continuous tokens of any autoencoder; sub-classes give its posterior and its decoder.
 
     A token is a patch of ``patch_size`` x ``patch_size`` latent cells, times the latent scale; its values are ordered
-    (channel, row, column). The scale is a buffer, so that it travels with the weights; 0 means not yet measured.
+    (channel, row, column). The scale is a buffer, so that it travels with the weights and has their precision; 0 means
+    not yet measured.
     """
 
     latent_scale: Tensor
@@ -81,18 +82,19 @@ class LatentTokenizer(Tokenizer):
     def encode(self, images: Tensor, *, noise: Noise | None = None) -> Tensor:
         """Tokens, (B, N, C) float32: of the posterior's mean, or of a sample of it."""
         self.check_images(images)
-        mean, std = self.posterior(images)
+        mean, std = self.posterior(images.to(self.latent_scale.dtype))
         latent = mean if noise is None else mean + std * noise.normal(*mean.shape[1:]).to(mean.dtype)
         return self.latent_to_tokens(latent * self.scale())
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Images of tokens (B, N, C), (B, 3, H, W) in [-1, 1]."""
-        return self.decode_latent(self.tokens_to_latent(tokens) / self.scale()).float().clamp(-1, 1)
+        latent = self.tokens_to_latent(tokens) / self.scale()
+        return self.decode_latent(latent.to(self.latent_scale.dtype)).float().clamp(-1, 1)
 
     def encode_for_cache(self, images: Tensor) -> Tensor:
         """Mean and standard deviation of every token, one after the other, (B, N, 2 C); (B, N, C) without deviation."""
         self.check_images(images)
-        return self._posterior_to_cache(self.posterior(images))
+        return self._posterior_to_cache(self.posterior(images.to(self.latent_scale.dtype)))
 
     def from_cache(self, stored: Tensor, noise: Noise) -> Tensor:
         """A sample of the posterior, (B, N, C).
@@ -147,12 +149,14 @@ class LatentTokenizer(Tokenizer):
         """Sets the latent scale to the inverse root mean square of latents, from batches of images.
 
         Raises:
-            ValueError: If the latents have no finite size.
+            ValueError: If there are no latents, or they have no finite size.
         """
         total, count = 0.0, 0
         for mean, std in posteriors:
             total += (mean.square() + std.square()).mean().item() * mean.numel()
             count += mean.numel()
+        if not count:
+            raise ValueError("there are no images to measure the latent scale on; give at least one batch.")
         if not 0 < total < math.inf:
             raise ValueError(f"{type(self).__name__} gives latents of mean square {total / count}; check its weights.")
         self.latent_scale.fill_((count / total) ** 0.5)

@@ -1,11 +1,13 @@
 """Noise belongs to the image: keyed, reproducible, well distributed."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from genaim.core.noise import NoiseSource, step_seed
+from genaim.core import noise
+from genaim.core.noise import NoiseSource, gumbel, logistic, step_seed
 
 
 @pytest.mark.parametrize("kind", ["uniform", "normal"])
@@ -63,3 +65,19 @@ def test_a_longer_draw_begins_with_the_shorter_one() -> None:
     for kind in ("normal", "uniform"):
         long, short = (getattr(NoiseSource(3, torch.arange(2)), kind)(n, 2) for n in (5, 3))
         assert long[:, :3].equal(short)
+
+
+def test_logistic_noise_is_the_quantile_of_its_uniform() -> None:
+    uniform = torch.tensor([2**-24, 0.2, 0.5, 1 - 2**-24])
+    torch.testing.assert_close(torch.sigmoid(logistic(uniform).double()), uniform.double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", [gumbel, logistic])
+def test_float64_is_computed_where_the_device_has_it(
+    shape: Callable[[torch.Tensor], torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MPS has none: what is made of its uniform numbers comes from the CPU, and goes back in float32."""
+    moved: list[torch.Tensor] = []
+    monkeypatch.setattr(noise, "exact", lambda tensor: moved.append(tensor) or tensor)
+    assert shape(torch.tensor([0.5])).dtype == torch.float32
+    assert len(moved) == 1

@@ -10,6 +10,7 @@ from genaim.core.noise import NoiseSource
 from genaim.heads import HEADS as HEAD_REGISTRY
 from genaim.models import MODELS, VAR, GenerativeModel, VARConfig
 from samplers import generate
+from samplers.decode import decode
 from tests.tiny import HEADS, SINGLE_GRID, make_latents, make_model, make_tokenizer, make_var
 
 ORDERS = {
@@ -38,6 +39,18 @@ def build(order: str, head: str, tokenizer: str) -> GenerativeModel:
 def test_the_matrix_covers_the_registries() -> None:
     assert {HEADS[name]["kind"] for name in HEADS} == HEAD_REGISTRY.keys()
     assert {kind for kind, _ in ORDERS.values()} | {"var"} == MODELS.keys()
+
+
+@pytest.mark.parametrize(("order", "head", "tokenizer"), [case for case in CASES if case[0] in ("raster", "random")])
+def test_bfloat16_weights_draw_and_have_a_loss(order: str, head: str, tokenizer: str) -> None:
+    """A float32 canvas met bfloat16 weights in models of continuous tokens."""
+    model = build(order, head, tokenizer).bfloat16()
+    labels, noise = torch.tensor([0, 4]), NoiseSource(1, torch.arange(2))
+    tokens = decode(model, labels, noise=noise, guidance_scale=1.0 if head in UNGUIDED else 2.0)
+    images = model.tokenizer.decode(tokens)
+    assert images.dtype == torch.float32 and images.isfinite().all() and images.std() > 0
+    loss = model.loss(tokens, labels, noise=noise)
+    assert loss.sum.dtype == torch.float32 and loss.sum.isfinite()
 
 
 @pytest.mark.parametrize(("order", "head", "tokenizer"), CASES)

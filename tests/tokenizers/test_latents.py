@@ -73,9 +73,20 @@ def test_the_measured_scale_gives_tokens_of_unit_size() -> None:
     torch.testing.assert_close(tokenizer.latent_scale, whole.latent_scale)
 
 
+@torch.no_grad()
+def test_bfloat16_weights_take_float32_images() -> None:
+    tokenizer, images = make_latents(), torch.rand(2, 3, 8, 8) * 2 - 1
+    exact = tokenizer.encode(images)
+    tokens = tokenizer.bfloat16().encode(images)
+    assert tokens.dtype == tokenizer.encode_for_cache(images).dtype == tokenizer.decode(tokens).dtype == torch.float32
+    torch.testing.assert_close(tokens, exact, rtol=0, atol=0.05 * exact.abs().max().item())
+
+
 def test_a_scale_without_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"KLAutoencoder gives latents of mean square 0\.0; check its weights"):
         make_latents(latent_scale=None).measure_scale([Posterior(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4))])
+    with pytest.raises(ValueError, match="no images to measure the latent scale on"):
+        make_latents(latent_scale=None).measure_scale([])
 
 
 @torch.no_grad()
