@@ -2,7 +2,7 @@
 
 import torch
 
-from genaim.core.masks import NEVER, step_mask
+from genaim.core.masks import NEVER, free_form, step_mask
 from genaim.core.order import RasterOrder, ScaleOrder, prefix_steps
 
 
@@ -54,3 +54,17 @@ def test_two_streams() -> None:
     ranks = torch.tensor([2, 0, 1])
     allowed = step_mask(ranks - 1, ranks)
     assert allowed.equal(ranks[None, :] < ranks[:, None])
+
+
+def test_equal_values_of_a_field_rank_by_position() -> None:
+    """An unstable sort ranks them as the device likes, and so the set of a seed would depend on it."""
+
+    class Flat:
+        def uniform(self, *shape: int) -> torch.Tensor:
+            return torch.full((2, *shape), 0.5)
+
+        def normal(self, *shape: int) -> torch.Tensor:
+            return torch.zeros(2, *shape)
+
+    chosen = free_form((8, 8), Flat())
+    assert chosen.equal((torch.arange(64) < 32).expand(2, -1))
