@@ -81,6 +81,8 @@ class GenAIMPipeline(DiffusionPipeline):  # type: ignore[misc]
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        diffusion_steps: int | None = None,
+        scheduler: str | None = None,
         generator: torch.Generator | None = None,
         seed: int | None = None,
         batch_size: int = 16,
@@ -97,6 +99,9 @@ class GenAIMPipeline(DiffusionPipeline):  # type: ignore[misc]
             temperature: Below 1 prefers likely tokens; None takes the model's default.
             top_k: Draw among the k likeliest codes; None takes the model's default, 0 is off.
             top_p: Draw among the likeliest codes of this total; None takes the model's default, 1 is off.
+            diffusion_steps: Steps of a diffusion head for each token; None takes the model's default.
+            scheduler: Name of a diffusion head's sampler, see `SamplingOptions`; None takes the model's default, and
+                ``own`` the head's. The head diffuses, not the pipeline: it has no scheduler among its components.
             generator: Where the seed is drawn from, if ``seed`` is None; None draws it from PyTorch's generator.
             seed: Seed of all images.
             batch_size: Images computed together.
@@ -114,7 +119,9 @@ class GenAIMPipeline(DiffusionPipeline):  # type: ignore[misc]
         if output_type not in ("pil", "pt", "np"):
             raise ValueError(f"output_type is '{output_type}'; use pil, pt or np.")
         labels = self._labels(class_labels)
-        options = self.model.config.sampling.options(temperature=temperature, top_k=top_k, top_p=top_p)
+        options = self.model.config.sampling.options(
+            temperature=temperature, top_k=top_k, top_p=top_p, diffusion_steps=diffusion_steps, scheduler=scheduler
+        )
         seed = _seed(generator, seed)
         done = 0
         with self.progress_bar(total=1) as bar:

@@ -5,11 +5,13 @@ generation; a diffusion head over latents is MAR's Table 1, "causal"). Tokenizer
 
 Beside every token that is fed goes *the position to be predicted* next, so a model can follow any path. In training a
 part of the sequences is known-first: a random free-form set of positions, whose tokens see each other, then the rest
-along the path. So an image can be completed around any hole (AIM's prefix, with a prefix of any shape).
+along the path. So an image can be completed around any hole (AIM's prefix, with a prefix of any shape). The last known
+token is the exception: it is fed with the first position to be predicted, so it sees all known ones, and is seen by the
+elements behind it alone.
 
-    element   0      1      2    ...        position ids  0 0 0 3 4   (three known tokens)
-    token     class  t_0    t_1                           1 1 1 0 0
-    predicts  t_0    t_1    t_2                           1 1 1 0 0
+    element   0      1      2      3    4   step ids      0 0 0 3 4   (three known tokens, t_0 to t_2)
+    token     class  t_0    t_1    t_2  t_3               1 1 1 0 0
+    predicts  t_0    t_1    t_2    t_3  t_4               1 1 1 0 0
                                                           1 1 1 0 0
                                                           1 1 1 1 0
                                                           1 1 1 1 1

@@ -83,6 +83,18 @@ def test_a_model_s_own_scheduler_and_steps_are_those_of_the_command_line(tmp_pat
     assert not (pixels(other.images) == pixels(written)).all()
 
 
+@pytest.mark.parametrize("options", [{"diffusion_steps": 6, "scheduler": "euler"}, {"scheduler": "own"}])
+def test_diffusion_steps_and_scheduler_are_those_of_the_command_line(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = make_model("mar", make_latents(), "diffusion", sampling={"num_steps": 3, "scheduler": "ddim"})
+    save_model(tmp_path / "model", model)
+    folder = sample(SampleRequest(str(tmp_path / "model"), seed=2, count=2, device="cpu", **options), tmp_path / "out")
+    written = [Image.open(path) for path in sorted(folder.glob("0*.png"))]
+    pipe = GenAIMPipeline.from_pretrained(tmp_path / "model")
+    pipe.set_progress_bar_config(disable=True)
+    assert (pixels(pipe(class_labels=[0, 1], seed=2, **options).images) == pixels(written)).all()
+    assert not (pixels(pipe(class_labels=[0, 1], seed=2).images) == pixels(written)).all()
+
+
 def test_save_and_load_keep_the_pictures(pipe: GenAIMPipeline, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "saved")
     again = GenAIMPipeline.from_pretrained(str(tmp_path / "saved"))
