@@ -20,6 +20,7 @@ class ResidualMLP(nn.Module):
         self.mlps = nn.ModuleList(MLP(width, 4 * width, "gelu", bias, dropout=0.0) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6) if depth else nn.Identity()
         self.out = nn.Linear(width if depth else in_width, out_width, bias=bias)
+        self.init_weights()
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., in_width) to (..., out_width); the last layer is computed in float32 or better, for densities of it."""
@@ -30,7 +31,7 @@ class ResidualMLP(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Truncated normal of variance 1 / (3 fan-in), residual outputs divided by sqrt(depth)."""
+        """Truncated normal of variance 1 / (3 fan-in), residual outputs divided by sqrt(depth); biases as PyTorch's."""
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 nn.init.trunc_normal_(parameter, std=(1 / parameter.shape[1] / 3) ** 0.5)

@@ -180,7 +180,6 @@ class AIM(Encoder):
         if config.head_depth is not None:
             pixels = 3 * config.patch_size**2
             self.pixel_head = ResidualMLP(config.width, config.head_width, config.head_depth, pixels, bias=False)
-            self.pixel_head.init_weights()
 
     # Features
 

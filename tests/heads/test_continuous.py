@@ -159,3 +159,13 @@ def test_guidance_of_a_mixture_needs_a_temperature() -> None:
     head, x = mixture(LATENTS), features(1).double()
     with pytest.raises(ValueError, match="at temperature 0 all are equal"):
         head.sample(x, SamplingOptions(temperature=0.0), uncond_features=x, guidance_scale=2.0, noise=noise(1))
+
+
+@pytest.mark.parametrize("config", [GaussianHeadConfig(depth=4, hidden=64), MixtureHeadConfig(depth=4, hidden=64)])
+def test_residual_blocks_start_as_in_aim(config: GaussianHeadConfig | MixtureHeadConfig) -> None:
+    """Outputs of the blocks are divided by sqrt(depth), so that the sum over blocks does not grow with it."""
+    torch.manual_seed(0)
+    head = {"gaussian": GaussianHead, "mixture": MixtureHead}[config.kind](config.fitted(WIDTH, LATENTS))
+    for mlp in head.mlp.mlps:
+        assert mlp.fc1.weight.std().item() == pytest.approx((1 / 3 / 64) ** 0.5, rel=0.05)
+        assert mlp.fc2.weight.std().item() == pytest.approx((1 / 3 / 256) ** 0.5 / 2, rel=0.05)
