@@ -47,14 +47,15 @@ def _flex_mask(mask: StepMask, dtype: torch.dtype) -> Any:
 def _compiled_flex() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False)
+    # By default PyTorch compiles for the first length that it meets and, when the length changes, for lengths of any
+    # number (3 graphs for 9 lengths from 10 to 300). MAR's encoder has another length in every batch: compiled for each
+    # (dynamic=False), it would exceed the limit of recompilations at the ninth. The speed on a GPU is not measured.
+    return torch.compile(flex_attention)
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float, dropout: float) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
-    if dropout:
-        raise ValueError("attention backend 'flex' has no dropout; set dropout=0 or use the backend 'sdpa'.")
     if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
         raise ValueError("attention backend 'flex' trains on CUDA only; use the backend 'sdpa' on this device.")
     flex: Any = _compiled_flex() if q.is_cuda else flex_attention
@@ -77,9 +78,15 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
         ) from None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, S, H, head_dim)
     if mask is not None:
-        mask = mask.expand(q.shape[0], q.shape[2], q.shape[1], k.shape[1]).to(q.dtype)
+        mask = aligned(mask.to(q.dtype)).expand(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
     out: Tensor = memory_efficient_attention(q, k, v, attn_bias=mask, p=dropout, scale=scale)
     return out.transpose(1, 2)
+
+
+def aligned(bias: Tensor) -> Tensor:
+    """A bias (..., Q, S) whose rows begin at multiples of 8 elements, as the kernels of xformers ask for."""
+    length = bias.shape[-1]
+    return F.pad(bias, (0, -length % 8))[..., :length]
 
 
 Backend = tuple[Callable[[StepMask, torch.dtype], Any], Callable[..., Tensor]]
@@ -91,10 +98,15 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-def check_backend(backend: str) -> None:
-    """Raises ValueError, naming the backends there are, unless ``backend`` is one of them."""
+def check_backend(backend: str, dropout: float = 0.0) -> None:
+    """Raises ValueError unless there is such a backend, and it can drop attention weights where that is wanted."""
     if backend not in BACKENDS:
         raise ValueError(f"unknown attention backend '{backend}'; use sdpa (everywhere), or one of {list(BACKENDS)}.")
+    if backend == "flex" and dropout:
+        raise ValueError(
+            f"attention backend 'flex' cannot drop attention weights with probability {dropout:g}; set "
+            "attention_dropout=0 or use the backend 'sdpa'."
+        )
 
 
 def prepare_mask(mask: StepMask | None, backend: str, dtype: torch.dtype) -> Any:
@@ -123,5 +135,5 @@ def attention(
     Raises:
         ValueError: If the backend is unknown or cannot run here.
     """
-    check_backend(backend)
+    check_backend(backend, dropout)
     return BACKENDS[backend][1](q, k, v, mask, scale, dropout)

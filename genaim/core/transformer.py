@@ -62,7 +62,7 @@ class TransformerConfig(Config):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout after the attention output and the MLP."""
     attention_dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout of attention weights."""
+    """Dropout of attention weights; flex has none."""
     attention_backend: str = "sdpa"
     """sdpa runs everywhere; flex and xformers are for CUDA."""
     gradient_checkpointing: bool = False
@@ -72,7 +72,7 @@ class TransformerConfig(Config):
     def _check(self) -> "TransformerConfig":
         if self.width % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} must divide width {self.width}")
-        check_backend(self.attention_backend)
+        check_backend(self.attention_backend, self.attention_dropout)
         return self
 
     @property

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from genaim.core.attention import check_backend
 from genaim.core.conditioning import ClassEmbedding
 from genaim.core.masks import NEVER, StepMask
 from genaim.core.noise import Noise
@@ -78,12 +79,13 @@ class MARConfig(GeneratorConfig):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout after attention and MLP; MAR was trained with 0.1."""
     attention_dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout of attention weights; MAR was trained with 0.1."""
+    """Dropout of attention weights; MAR was trained with 0.1; flex has none."""
 
     @model_validator(mode="after")
     def _check(self) -> "MARConfig":
         if self.width % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} must divide width {self.width}")
+        check_backend(self.attention_backend, self.attention_dropout)
         return self
 
     def transformer(self, depth: int) -> TransformerConfig:

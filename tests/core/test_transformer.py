@@ -1,19 +1,21 @@
 """The transformer: causality, cache, backends, and every switch."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genaim.core.attention import attention, prepare_mask
+from genaim.core.attention import _compiled_flex, aligned, attention, prepare_mask
 from genaim.core.cache import KVCache
 from genaim.core.layers import drop_path
 from genaim.core.masks import StepMask, step_mask
 from genaim.core.noise import NoiseSource
 from genaim.core.order import RasterOrder, ScaleOrder, prefix_steps
 from genaim.core.transformer import Transformer, TransformerConfig
+from genaim.models import MARConfig
 
 FAMILIES = {
     "var": {
@@ -123,6 +125,30 @@ def test_flex_equals_sdpa(order: str) -> None:
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
 
 
+def test_flex_is_not_compiled_for_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MAR's encoder has another length in every batch; at the ninth graph the compiler would give up."""
+    graphs: list[torch.fx.GraphModule] = []
+    uncompiled = partial(torch.compile, backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    monkeypatch.setattr(torch, "compile", uncompiled)
+    compiled = _compiled_flex.__wrapped__()
+    for length in (10, 14, 16, 40, 57):
+        steps = torch.arange(length).expand(2, -1)
+        q, k, v = torch.randn(3, 2, 2, length, 16)
+        native, mask = (prepare_mask(StepMask(steps, steps), name, q.dtype) for name in ("flex", "sdpa"))
+        expected = attention(q, k, v, mask=mask, scale=0.25)
+        torch.testing.assert_close(compiled(q, k, v, block_mask=native, scale=0.25), expected, rtol=1e-5, atol=1e-5)
+    assert len(graphs) <= 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_an_xformers_bias_are_aligned(dtype: torch.dtype) -> None:
+    steps = STEPS["scales"].expand(2, -1)
+    bias = prepare_mask(StepMask(steps, steps), "xformers", torch.float32).to(dtype)  # (2, 1, 14, 14)
+    padded = aligned(bias).expand(2, 3, -1, -1)
+    assert padded.equal(bias.expand(2, 3, -1, -1)) and padded.dtype == dtype
+    assert (padded.stride(-2), padded.stride(-1)) == (16, 1)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("backend", ["flex", "xformers"])
@@ -146,6 +172,17 @@ def test_a_backend_that_cannot_run_names_sdpa(backend: str) -> None:
     with pytest.raises(ValueError, match="sdpa") as error:
         attention(q, q, q, mask=None, scale=1.0, backend=backend)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("config", [TransformerConfig, MARConfig])
+def test_flex_refuses_attention_dropout_in_the_config(config: type[TransformerConfig | MARConfig]) -> None:
+    """Not at the first step of a training."""
+    sizes = {"width": 32, "num_heads": 4} | ({"depth": 1} if config is TransformerConfig else {})
+    with pytest.raises(ValueError, match=r"'flex' cannot drop attention weights with probability 0\.1; set"):
+        config.model_validate({**sizes, "attention_backend": "flex", "attention_dropout": 0.1})
+    q = torch.randn(1, 1, 4, 16)
+    with pytest.raises(ValueError, match="'flex' cannot drop"):
+        attention(q, q, q, mask=None, scale=1.0, backend="flex", dropout=0.1)
 
 
 def test_flex_refuses_to_train_on_cpu() -> None:
