@@ -18,13 +18,14 @@ PACKAGES = ("genaim", "samplers", "apps")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMPORT_NAMES = {
     "huggingface-hub": "huggingface_hub",
+    "opencv-python-headless": "cv2",
     "pillow": "PIL",
     "pyyaml": "yaml",
     "scikit-image": "skimage",
     "torch-fidelity": "torch_fidelity",
 }
 UNSEEN = {"tensorboard"}  # accelerate imports it for us
-OPTIONAL = {"gradio", "skimage", "torch_fidelity", "torchmetrics", "torchvision", "xformers"}  # of extras
+OPTIONAL = {"cv2", "gradio", "skimage", "torch_fidelity", "torchmetrics", "torchvision", "xformers"}  # of extras
 
 
 def run(*command: str | Path, cwd: Path) -> str:

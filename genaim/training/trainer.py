@@ -316,10 +316,13 @@ class Trainer:
         tensors, state = load_checkpoint(found[-1])
         wanted = self.task.model.state_dict()
         weights = {name: placed_like(w, wanted[name]) for name, w in tensors["weights"].items() if name in wanted}
-        missing = self.task.model.load_state_dict(weights, strict=False).missing_keys
-        missing = [name for name in missing if not name.startswith("tokenizer.")]
-        if missing:
-            raise ValueError(f"{found[-1]} lacks {missing[:5]}; the recipe has changed: choose another name=.")
+        changed = [name for name in wanted if name not in weights and not name.startswith("tokenizer.")]
+        changed += [name for name, weight in weights.items() if weight.shape != wanted[name].shape]
+        if changed:
+            raise ValueError(
+                f"{found[-1]} is of another model: {changed[:5]} are missing or of another shape; choose another name=."
+            )
+        self.task.model.load_state_dict(weights, strict=False)
         self.ema.load_state_dict(tensors["ema"])
         load_optimizer_tensors(self.task.module, self.optimizer, tensors["optimizer"])
         if self.adversary is not None and self.task.adversary is not None:

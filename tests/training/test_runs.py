@@ -285,3 +285,11 @@ def test_a_run_does_not_continue_with_another_tokenizer(root: Path) -> None:
     save_model(root / "tokenizer", tokenizer)
     with pytest.raises(ValueError, match="another 'tokenizer_weights'"):
         start(recipe(root, "generator"))
+
+
+def test_checkpoints_of_another_shape_are_refused(root: Path) -> None:
+    """They ended in an internal error that printed every tensor."""
+    folder, _ = start(recipe(root, "generator", steps=2))
+    (folder / "config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"is of another model: .* choose another name"):
+        start(recipe(root, "generator", steps=2, model={"width": 32}))

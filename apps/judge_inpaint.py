@@ -1,0 +1,182 @@
+"""``python -m apps.judge_inpaint``: how good models complete held-out emoji, beside fills that need no model."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from apps.errors import guarded
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from apps.request import SampleRequest
+    from genaim.core.progress import Progress
+    from genaim.evaluation.cifar import CifarResNet
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+SIDE = 64
+BATCH = 20  # images; times the results of each
+SHOWN = 12
+
+
+def main() -> None:
+    """Runs the command and exits; statuses as those of ``genaim``."""
+    raise SystemExit(guarded(lambda: app(prog_name="python -m apps.judge_inpaint", standalone_mode=False)))
+
+
+@app.command()
+def judge(
+    models: Annotated[list[str], typer.Option("--model", help="Model of 64x64 emoji; may be given several times.")],
+    count: Annotated[int, typer.Option("--count", "-n", help="Emoji, evenly over the test split.")] = 100,
+    samples: Annotated[int, typer.Option(help="Results of each.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of holes and results.")] = 0,
+    classes: Annotated[bool, typer.Option(help="Tell the model the class of the emoji.")] = True,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off. Default: the model's.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Default: the model's.")] = None,
+    device: Annotated[str, typer.Option(help="Where to generate: auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "float32",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of noto_emoji and classifiers. Default: $GENAIM_DATA.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option("--json", help="File to write.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Picture to write: emoji, holes, fills and results.")] = None,
+) -> None:
+    """Complete emoji with random free-form holes of 10% to 50%: PSNR inside the hole, Frechet distance, diversity."""
+    import torch
+
+    from apps.progress import make_progress
+    from apps.request import SampleRequest
+    from genaim.config import data_root
+    from genaim.evaluation.cifar import load_cifar_resnet
+    from genaim.evaluation.inpainting import FILLS, best_of, diversity, free_form_holes
+
+    root = data or data_root()
+    if root is None:
+        raise ValueError("emoji are needed: give --data FOLDER, or set GENAIM_DATA to the folder that has noto_emoji.")
+    if samples < 2:
+        raise ValueError(f"--samples is {samples}; diversity needs 2 or more.")
+    progress = make_progress()
+    extractor = load_cifar_resnet(Path(root) / "classifiers" / "cifar10_resnet56.safetensors")
+    images, labels = held_out(Path(root), count)
+    keep = free_form_holes(len(images), SIDE, seed)
+    rows = {name: measure(images, fill(images, keep), keep, extractor) for name, fill in FILLS.items()}
+    columns = [images, torch.where(keep.unsqueeze(1), images, torch.zeros(()))]
+    columns += [fill(images[:SHOWN], keep[:SHOWN]) for fill in FILLS.values()]
+    for model in models:
+        request = SampleRequest(
+            model,
+            count=samples,
+            seed=seed,
+            guidance_scale=guidance,
+            temperature=temperature,
+            device=device,
+            dtype=dtype,
+        )
+        request.check()
+        results = complete_all(request, images, keep, labels if classes else None, progress)
+        name = Path(model).name
+        rows[f"{name}, one"] = measure(images, results[:, 0], keep, extractor)
+        rows[f"{name}, one"]["diversity"] = diversity(results).mean().item()
+        rows[f"{name}, best of {samples}"] = measure(images, best_of(images, results), keep, extractor)
+        rows[f"{name}, mean of {samples}"] = measure(images, results.mean(1), keep, extractor)
+        columns += list(results[:SHOWN, :3].unbind(1))
+    progress.say(table(rows))
+    if report is not None:
+        report.write_text(json.dumps(rows, indent=1) + "\n")
+    if sheet is not None:
+        from genaim.data.grid import contact_sheet
+
+        pictures = torch.stack([column[:SHOWN] for column in columns], dim=1).flatten(0, 1)
+        contact_sheet(pictures, columns=len(columns)).save(sheet)
+
+
+def held_out(root: Path, count: int) -> tuple["Tensor", "Tensor"]:
+    """Emoji of 64x64 pixels on white, evenly over the test split: images (n, 3, 64, 64) and labels (n,).
+
+    Raises:
+        ValueError: If there are not so many.
+    """
+    import torch
+
+    from genaim.data import DataConfig, ImageDataset, build_dataset
+
+    source: Any = {"path": str(root / "noto_emoji"), "format": "parquet", "split": "test"}
+    data = build_dataset(DataConfig(train=source, val=source, image_size=SIDE), "val")
+    assert isinstance(data, ImageDataset)
+    if not 2 <= count <= len(data):
+        raise ValueError(f"-n is {count}; it must be in 2 to {len(data)}, the emoji of the test split.")
+    found = [data.sample(number * len(data) // count, (0,)) for number in range(count)]
+    images = [sample.image for sample in found if sample.image is not None]
+    return torch.stack(images), torch.tensor([sample.label for sample in found])
+
+
+def complete_all(
+    request: "SampleRequest", images: "Tensor", keep: "Tensor", labels: "Tensor | None", progress: "Progress"
+) -> "Tensor":
+    """Several results of every image, (n, results, 3, 64, 64).
+
+    Raises:
+        ValueError: If the model does not make images of this size.
+    """
+    import torch
+
+    from apps.request import resolve
+    from genaim.core.hardware import pick_device, pick_dtype
+    from genaim.heads import SamplingOptions
+    from genaim.pretrained import load_generator
+    from samplers.inpaint import complete
+
+    device = pick_device(request.device)
+    dtype = pick_dtype(request.dtype, device)
+    model = load_generator(request.model, device=device)
+    if model.tokenizer.image_size != SIDE:
+        raise ValueError(f"'{request.model}' makes images of {model.tokenizer.image_size} pixels, not {SIDE}.")
+    settings = resolve(request, model.config, "", device, dtype)
+    null = model.config.num_classes
+    told = labels if labels is not None and null else torch.full((len(images),), null)
+    results, n = [], request.count
+    progress.start(f"completing with {Path(request.model).name}", 0, len(images))
+    for first in range(0, len(images), BATCH):
+        rows = slice(first, first + BATCH)
+        painted = complete(
+            model,
+            *(x[rows].repeat_interleave(n, 0) for x in (images, keep, told)),
+            first_index=first * n,
+            seed=request.seed,
+            options=SamplingOptions(**settings["options"]),
+            guidance_scale=1.0 if labels is None else settings["guidance_scale"],
+            num_steps=settings["num_steps"],
+            dtype=dtype,
+        )
+        results.append(painted.unflatten(0, (-1, n)).cpu())
+        progress.advance(min(first + BATCH, len(images)), {})
+    progress.stop()
+    return torch.cat(results)
+
+
+def table(rows: "dict[str, dict[str, float]]") -> str:
+    """The figures as Markdown."""
+    lines = ["| | PSNR in the hole, dB | Frechet distance | diversity, levels |", "|---|---|---|---|"]
+    for name, row in rows.items():
+        spread = f"{row['diversity']:.1f}" if "diversity" in row else ""
+        lines.append(f"| {name} | {row['psnr']:.2f} | {row['frechet']:.3f} | {spread} |")
+    return "\n".join(lines)
+
+
+def measure(images: "Tensor", completed: "Tensor", keep: "Tensor", extractor: "CifarResNet") -> dict[str, float]:
+    """PSNR inside the holes, and the Frechet distance of whole images to the true ones."""
+    import torch
+
+    from genaim.evaluation.frechet import frechet_distance
+    from genaim.evaluation.inpainting import hole_psnr
+
+    with torch.no_grad():
+        distance = frechet_distance(extractor.features(completed), extractor.features(images))
+    return {"psnr": hole_psnr(images, completed, keep).mean().item(), "frechet": distance}
+
+
+if __name__ == "__main__":
+    main()
