@@ -75,6 +75,13 @@ class Tokenizer(nn.Module, ABC):
         """
         return self.hidden_cells(keep, self.grid, grow).flatten(1) == 0
 
+    def known_tokens(self, keep: Tensor, grow: int = 0) -> Tensor:
+        """Tokens that inpainting takes as given, (B, N) bool; arguments as those of `token_mask`.
+
+        They are encoded from an image whose holes are filled smoothly.
+        """
+        return self.token_mask(keep, grow)
+
     @staticmethod
     def hidden_cells(keep: Tensor, grid: tuple[int, int], grow: int) -> Tensor:
         """Cells of a grid that hold a hidden pixel, and ``grow`` cells around them, (B, 1, *grid) float, 0 or 1."""

@@ -75,6 +75,17 @@ def test_token_mask_hides_every_token_that_overlaps() -> None:
     assert tokenizer.token_mask(torch.ones(1, 8, 8, dtype=torch.bool)).all()
 
 
+def test_half_of_a_coarse_token_makes_it_known() -> None:
+    tokenizer = make_tokenizer()
+    keep = torch.ones(3, 8, 8, dtype=torch.bool)
+    keep[0, :4] = False  # the upper half
+    keep[1, :5] = False
+    keep[2] = False
+    known = tokenizer.known_tokens(keep)
+    assert known.sum(1).tolist() == [1 + 2 + 8, 0 + 2 + 4, 0]
+    assert (known | ~tokenizer.token_mask(keep)).all(), "a token that is kept whole is known"
+
+
 def test_token_mask_follows_the_area_resize_of_the_latent() -> None:
     """A hidden pixel hides its latent cell, and every token whose resize reads that cell (found by moving the cell)."""
     tokenizer = build()
