@@ -37,7 +37,7 @@ def train(recipe: str, overrides: Sequence[str]) -> None:
             tokenizer=tokenizer,
             store_tokenizer=save_model,
             load_model=lambda name: from_pretrained(name, progress=progress),
-            sample_fn=lambda model, labels, seed: generate(model, labels, seed=seed),
+            sample_fn=lambda model, labels, seed, low_res: generate(model, labels, seed=seed, low_res=low_res),
         )
     except Interrupted as interrupted:
         raise Stopped(f"{interrupted} It was: {shlex.join(['genaim', 'train', recipe, *overrides])}") from None

@@ -23,6 +23,7 @@ def decode(
     *,
     noise: Noise,
     given: Given | None = None,
+    low_res: Tensor | None = None,
     options: SamplingOptions | None = None,
     guidance_scale: float = 1.0,
     guidance_schedule: str | None = None,
@@ -36,6 +37,7 @@ def decode(
         labels: Classes, (B,) int64; ``num_classes`` is the null class.
         noise: Random numbers, one row per image.
         given: Tokens to complete, for inpainting and its kin; None generates all.
+        low_res: Images to enlarge, (B, 3, s, s) in [-1, 1], for models that are conditioned on them.
         options: Temperature and truncation; None draws from the model's distribution as it is.
         guidance_scale: ``uncond + guidance_scale * (cond - uncond)``; 1.0 is off and computes no null class.
         guidance_schedule: Name in `SCHEDULES`; None takes the one that the model was published with.
@@ -54,7 +56,7 @@ def decode(
     if name not in SCHEDULES:
         raise ValueError(f"unknown guidance schedule '{name}'; {nearest(name, SCHEDULES)}.")
     schedule = SCHEDULES[name]
-    state = model.start(labels, guided=guidance_scale != 1.0, given=given)
+    state = model.start(labels, guided=guidance_scale != 1.0, given=given, low_res=low_res)
     nothing = torch.zeros(len(labels), model.order.num_tokens, dtype=torch.bool, device=labels.device)
     known = nothing if given is None else model.context(given.known)
     for step in model.order.steps(known, num_steps, noise):

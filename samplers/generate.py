@@ -31,6 +31,7 @@ def generate(
     labels: Tensor,
     *,
     given: Given | None = None,
+    low_res: Tensor | None = None,
     seed: int = 0,
     first_index: int = 0,
     batch_size: int | None = None,
@@ -48,6 +49,7 @@ def generate(
         model: Any genaim generator; it is put into evaluation mode.
         labels: Classes, (B,) int64 in [0, num_classes]; ``num_classes`` is the null class.
         given: Tokens to complete, one row per label; None generates all.
+        low_res: Images to enlarge, (B, 3, s, s) in [-1, 1], for models that are conditioned on them.
         seed: Seed of all images.
         first_index: Index of the first image, for a run that is generated in parts.
         batch_size: Images computed together; None takes all.
@@ -67,6 +69,7 @@ def generate(
         model,
         labels,
         given=given,
+        low_res=low_res,
         seed=seed,
         first_index=first_index,
         batch_size=batch_size,
@@ -85,6 +88,7 @@ def generate_batches(
     labels: Tensor,
     *,
     given: Given | None = None,
+    low_res: Tensor | None = None,
     seed: int = 0,
     first_index: int = 0,
     batch_size: int | None = None,
@@ -109,13 +113,17 @@ def generate_batches(
     labels = labels.to(model.device)
     indices = torch.arange(first_index, first_index + len(labels), device=model.device)
     size = batch_size or len(labels)
-    for rows, index in zip(torch.arange(len(labels)).split(size), indices.split(size), strict=True):
+    if low_res is not None and len(low_res) != len(labels):
+        raise ValueError(f"low_res has {len(low_res)} images for {len(labels)} labels; give one for each.")
+    for first in range(0, len(labels), size):
+        rows = slice(first, first + size)
         with autocast(model.device, dtype):
             tokens = decode(
                 model,
                 labels[rows],
                 given=None if given is None else Given(*(x[rows].to(model.device) for x in given)),
-                noise=NoiseSource(seed, index),
+                noise=NoiseSource(seed, indices[rows]),
+                low_res=None if low_res is None else low_res[rows].to(model.device),
                 options=options,
                 guidance_scale=scale,
                 num_steps=num_steps,

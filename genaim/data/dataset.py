@@ -79,6 +79,8 @@ class Sample:
     """The file asked for, if it could not be read, as ``name (reason)``; of a stream all that were skipped."""
     tokens: Tensor | None = None
     """(N,) int64 or (N, C) float32; of a cache of moments (2 C, h, w) float32."""
+    low_res: Tensor | None = None
+    """The image at low resolution, (3, s, s) float32 in [-1, 1], where a cache holds it."""
 
 
 @dataclass(slots=True)
@@ -97,6 +99,8 @@ class Batch:
     """Unreadable files that were skipped, each as ``name (reason)``."""
     tokens: Tensor | None = None
     """(B, N) int64 or (B, N, C) float32; of a cache of moments (B, 2 C, h, w) float32."""
+    low_res: Tensor | None = None
+    """(B, 3, s, s) float32 in [-1, 1], of caches that hold it."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -117,6 +121,7 @@ class Batch:
             rows=change(self.rows),
             bad=self.bad,
             tokens=None if self.tokens is None else change(self.tokens),
+            low_res=None if self.low_res is None else change(self.low_res),
         )
 
 
@@ -124,6 +129,7 @@ def collate(samples: Sequence[Sample], rows: Sequence[int] | None = None) -> Bat
     """Stacks samples of equal shapes; ``rows`` are their positions in the global batch, 0, 1, ... if not given."""
     images = [s.image for s in samples if s.image is not None]
     tokens = [s.tokens for s in samples if s.tokens is not None]
+    low_res = [s.low_res for s in samples if s.low_res is not None]
     return Batch(
         images=torch.stack(images) if images else None,
         labels=torch.tensor([s.label for s in samples], dtype=torch.int64),
@@ -131,6 +137,7 @@ def collate(samples: Sequence[Sample], rows: Sequence[int] | None = None) -> Bat
         rows=torch.tensor(range(len(samples)) if rows is None else rows, dtype=torch.int64),
         bad=[name for s in samples for name in s.bad],
         tokens=torch.stack(tokens) if tokens else None,
+        low_res=torch.stack(low_res) if low_res else None,
     )
 
 

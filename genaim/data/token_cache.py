@@ -23,6 +23,7 @@ from genaim.data.dataset import BadFiles, ImageDataset, Sample
 from genaim.data.loader import Item, in_order
 from genaim.data.sources import digest
 from genaim.data.streams import StreamDataset
+from genaim.data.transforms import levels_to_tensor, reduce_images, tensor_to_levels
 
 LAYOUT = 1  # raise it when the files change, so that older caches are not read
 SHARD_IMAGES = 2048
@@ -66,13 +67,15 @@ class TokenDataset:
     def _open(self) -> None:
         shards = [shard for shard in map(load_file, self.files) if len(shard["labels"])]
         self._tokens = [shard["tokens"] for shard in shards]  # each (n, views, N) int or (n, views, N, C) float
+        self._low_res = [shard["low_res"] for shard in shards if "low_res" in shard]  # each (n, views, 3, s, s) uint8
         self._labels = np.concatenate([shard["labels"].numpy() for shard in shards]) if shards else np.zeros(0, int)
         self._index = np.concatenate([shard["index"].numpy() for shard in shards]) if shards else np.zeros(0, int)
         self._ends = np.cumsum([len(tokens) for tokens in self._tokens])
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the tensors: a spawned worker maps the files again instead of receiving a copy."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_tokens", "_labels", "_index")}
+        mapped = ("_tokens", "_low_res", "_labels", "_index")
+        return {name: value for name, value in self.__dict__.items() if name not in mapped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -88,11 +91,12 @@ class TokenDataset:
     def sample(self, index: int, key: tuple[int, ...]) -> Sample:
         """Tokens of the readable image ``index``: (N,) int64 or (N, C) float32; ``key`` chooses the view."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
-        tokens = self._tokens[shard]
-        views = tokens[index - (int(self._ends[shard]) - len(tokens))]
+        row = index - (int(self._ends[shard]) - len(self._tokens[shard]))
+        views = self._tokens[shard][row]
         view = int(np.random.default_rng(key).integers(len(views))) if len(views) > 1 else 0
         kind = torch.float32 if views.is_floating_point() else torch.int64
-        return Sample(None, int(self._labels[index]), index, [], tokens=views[view].to(kind))
+        low_res = levels_to_tensor(self._low_res[shard][row, view].numpy()) if self._low_res else None
+        return Sample(None, int(self._labels[index]), index, [], tokens=views[view].to(kind), low_res=low_res)
 
 
 def build_token_cache(
@@ -102,6 +106,7 @@ def build_token_cache(
     folder: Path,
     tokenizer_fingerprint: str,
     views: int = 1,
+    low_res: int | None = None,
     seed: int = 0,
     batch_size: int = 64,
     num_workers: int = 0,
@@ -117,6 +122,7 @@ def build_token_cache(
         folder: Where caches live; this one becomes a sub-folder.
         tokenizer_fingerprint: Changes whenever ``encode_fn`` gives other tokens.
         views: Augmented passes over the images; training draws one of them each time.
+        low_res: Side to which each view is reduced too, by `transforms.reduce_images`; None keeps tokens alone.
         seed: Seed of the augmentation.
         batch_size: Images per call of ``encode_fn``.
         num_workers: Processes that decode images.
@@ -136,7 +142,8 @@ def build_token_cache(
         )
     if views < 1 or (views > 1 and not dataset.transform.random):
         raise ValueError(f"views={views} needs a random crop or flip to tell them apart; set data.flip, or views=1.")
-    key = digest("tokens", LAYOUT, dataset.fingerprint(), tokenizer_fingerprint, views, seed)
+    reduced = () if low_res is None else ("low_res", low_res)
+    key = digest("tokens", LAYOUT, dataset.fingerprint(), tokenizer_fingerprint, views, seed, *reduced)
     cache = Path(folder).expanduser() / key
     cache.mkdir(parents=True, exist_ok=True)
     total, done = len(dataset) * views, 0
@@ -147,7 +154,7 @@ def build_token_cache(
         bad = _whole_shard(file)
         if bad is None:
             step = (lambda n, done=done: report(done + n, total)) if report else None
-            bad = _encode_shard(dataset, encode_fn, file, images, views, seed, batch_size, num_workers, step)
+            bad = _encode_shard(dataset, encode_fn, file, images, views, low_res, seed, batch_size, num_workers, step)
         elif report:
             report(done + len(images) * views, total)
         done += len(images) * views
@@ -174,6 +181,7 @@ def _encode_shard(
     file: Path,
     images: range,
     views: int,
+    low_res: int | None,
     seed: int,
     batch_size: int,
     num_workers: int,
@@ -183,11 +191,13 @@ def _encode_shard(
     pairs = [(index, view) for index in images for view in range(views)]
     items: list[Item] = [(index, (seed, VIEW_STREAM, view, index), row) for row, (index, view) in enumerate(pairs)]
     batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
-    tokens, labels, index, bad = [], [], [], dict[str, None]()
+    tokens, reduced, labels, index, bad = [], list[Tensor](), [], [], dict[str, None]()
     for number, batch in enumerate(in_order(dataset, batches, num_workers), 1):
         if len(batch):
             assert batch.images is not None
             tokens.append(_compact(encode_fn(batch.images).detach().cpu(), len(batch)))
+            if low_res is not None:
+                reduced.append(tensor_to_levels(reduce_images(batch.images, low_res)))
             labels.append(batch.labels)
             index.append(batch.index)
         bad.update(dict.fromkeys(batch.bad))
@@ -199,6 +209,8 @@ def _encode_shard(
         "labels": torch.cat([empty, *labels])[::views].contiguous(),
         "index": torch.cat([empty, *index])[::views].contiguous(),
     }
+    if reduced:
+        content["low_res"] = rearrange(torch.cat(reduced), "(i v) ... -> i v ...", v=views).contiguous()
     temporary = file.with_name(f".{file.name}.{os.getpid()}")  # two processes that build the same do not collide
     save_file(content, temporary, metadata={"bad": json.dumps(list(bad))})
     os.replace(temporary, file)

@@ -172,7 +172,17 @@ def image_to_tensor(
             raise ValueError("flip=True needs a generator; pass one, or use flip=False.")
         if generator.random() < 0.5:
             pixels = pixels[:, ::-1]
-    return torch.from_numpy(LEVELS[pixels.transpose(2, 0, 1)])
+    return levels_to_tensor(pixels.transpose(2, 0, 1))
+
+
+def levels_to_tensor(pixels: np.ndarray) -> Tensor:
+    """8-bit pixels of any shape as float32 in [-1, 1]."""
+    return torch.from_numpy(LEVELS[pixels])
+
+
+def tensor_to_levels(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as 8-bit pixels, of the same shape; values outside are clipped."""
+    return ((images.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def tensor_to_pil(images: Tensor) -> list[Image.Image]:
@@ -183,5 +193,18 @@ def tensor_to_pil(images: Tensor) -> list[Image.Image]:
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"tensor_to_pil takes images (B, 3, H, W), not {tuple(images.shape)}.")
-    pixels = ((images.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(p) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+    return [Image.fromarray(p) for p in tensor_to_levels(images).permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def reduce_images(images: Tensor, side: int) -> Tensor:
+    """Images at low resolution: PIL's antialiased bicubic resize of their 8-bit pixels.
+
+    Args:
+        images: (B, 3, H, W) in [-1, 1].
+        side: Side of the result in pixels.
+
+    Returns:
+        (B, 3, side, side) float32 in [-1, 1], on the CPU.
+    """
+    small = [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in tensor_to_pil(images)]
+    return torch.stack([levels_to_tensor(np.asarray(picture).transpose(2, 0, 1)) for picture in small])

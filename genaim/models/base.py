@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from genaim.config import Config, nearest, validate
 from genaim.core.attention import check_backend
+from genaim.core.conditioning import ClassEmbedding, LowResPrefix
 from genaim.core.noise import Noise
 from genaim.core.order import Order
 from genaim.heads import HEADS, Head, HeadConfig, SamplingOptions, TokenSpec
@@ -52,8 +53,13 @@ class GeneratorConfig(Config):
     """Classes; 0 is an unconditional model."""
     class_names: tuple[str, ...] | None = None
     """Names of the classes, in order."""
+    low_res: int | None = Field(None, ge=1)
+    """Side of the low-resolution image that is given, for super-resolution; null is for models that take none."""
+    low_res_patch: int = Field(2, ge=1)
+    """Side of the patches of that image; each is an element before the tokens."""
     label_dropout: float = Field(0.1, ge=0, le=1)
-    """Probability that training replaces a class by the null class, which guidance needs."""
+    """Probability that training replaces the class, and the low-resolution image with it, by null, which guidance
+    needs."""
     sampling: SamplingDefaults = SamplingDefaults()
     """How the model is sampled by default."""
     mlp_ratio: float = 4.0
@@ -73,6 +79,8 @@ class GeneratorConfig(Config):
         check_backend(self.attention_backend)
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise ValueError(f"class_names has {len(self.class_names)} names for num_classes {self.num_classes}")
+        if self.low_res is not None and self.low_res % self.low_res_patch:
+            raise ValueError(f"low_res_patch {self.low_res_patch} must divide low_res {self.low_res}")
         return self
 
 
@@ -157,26 +165,74 @@ class GenerativeModel(nn.Module, ABC):
     order: Order
     head: Head
     tokenizer: Tokenizer
+    class_embed: ClassEmbedding
+    low_res_prefix: LowResPrefix | None
+    """Elements of the low-resolution image; None in models that take none."""
 
     @abstractmethod
-    def loss(self, tokens: Tensor, labels: Tensor, *, noise: Noise) -> Loss:
+    def loss(self, tokens: Tensor, labels: Tensor, *, noise: Noise, low_res: Tensor | None = None) -> Loss:
         """Teacher-forced loss of a batch.
 
         Args:
             tokens: (B, N) int64 or (B, N, C).
             labels: Classes, (B,) int64; -1 is none.
             noise: Source of label dropout, drop path and whatever the model draws.
+            low_res: The images at low resolution, (B, 3, s, s) in [-1, 1], for models that take them.
+
+        Raises:
+            ValueError: If the model takes low-resolution images and gets none, or gets some and takes none.
         """
 
     @abstractmethod
-    def start(self, labels: Tensor, *, guided: bool, given: Given | None = None) -> State:
+    def start(
+        self, labels: Tensor, *, guided: bool, given: Given | None = None, low_res: Tensor | None = None
+    ) -> State:
         """Begins generation.
 
         Args:
             labels: Classes, (B,) int64; ``num_classes`` is the null class.
             guided: Whether `predict` computes features under the null condition too.
             given: Tokens to complete; None generates all.
+            low_res: Images to enlarge, (B, 3, s, s) in [-1, 1], for models that take them.
+
+        Raises:
+            ValueError: If a label is out of range, or `low_res` is not what the model takes.
         """
+
+    def training_condition(self, labels: Tensor, low_res: Tensor | None, noise: Noise) -> tuple[Tensor, Tensor | None]:
+        """Labels in [0, num_classes], (B,), and the elements of low-resolution images, (B, M, D), if the model has any.
+
+        In training both are replaced by null together, with probability `label_dropout`.
+        """
+        prefix = self._checked_prefix(low_res, len(labels))
+        dropped = torch.zeros_like(labels, dtype=torch.bool)
+        labels = self.class_embed.or_null(labels)
+        if self.training:
+            dropped = noise.uniform() < self.config.label_dropout
+            labels = torch.where(dropped, self.class_embed.num_classes, labels)
+        return labels, None if prefix is None or low_res is None else prefix(low_res, dropped)
+
+    def start_prefix(self, low_res: Tensor | None, count: int, guided: bool) -> Tensor | None:
+        """Elements of low-resolution images to generate from, as `LowResPrefix.start`, if the model has any."""
+        prefix = self._checked_prefix(low_res, count)
+        return None if prefix is None or low_res is None else prefix.start(low_res, guided)
+
+    def _checked_prefix(self, low_res: Tensor | None, count: int) -> LowResPrefix | None:
+        prefix = self.low_res_prefix
+        if prefix is None:
+            if low_res is not None:
+                raise ValueError("the model takes no low-resolution image; leave low_res out.")
+        elif low_res is None:
+            side = prefix.side
+            raise ValueError(f"the model enlarges images of {side}x{side} pixels and got none; pass low_res.")
+        else:
+            prefix.check(low_res, count)
+        return prefix
+
+    @property
+    def prefix_length(self) -> int:
+        """Elements of the low-resolution image; 0 in models that take none."""
+        return 0 if self.low_res_prefix is None else self.low_res_prefix.num_elements
 
     def context(self, known: Tensor) -> Tensor:
         """Which of the given tokens are seen from the first step on, (B, N) bool to the same.
@@ -230,6 +286,22 @@ def make_head(config: HeadConfig, width: int, tokenizer: Tokenizer) -> Head:
     build: Any = HEADS[config.kind][1]
     head: Head = build(config.fitted(width, tokens))
     return head
+
+
+def make_low_res_prefix(config: GeneratorConfig, width: int, tokenizer: Tokenizer) -> LowResPrefix | None:
+    """The elements of low-resolution images, in ``width`` channels, if the config asks for them.
+
+    Raises:
+        ValueError: If the tokenizer's images are not a whole multiple of theirs.
+    """
+    if config.low_res is None:
+        return None
+    if tokenizer.image_size % config.low_res or tokenizer.image_size == config.low_res:
+        raise ValueError(
+            f"low_res {config.low_res} must divide the {tokenizer.image_size} pixels of the tokenizer's images, and be "
+            "less; change it."
+        )
+    return LowResPrefix(config.low_res, config.low_res_patch, width)
 
 
 def make_token_embed(tokenizer: Tokenizer, width: int) -> nn.Module:

@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from genaim.core.cache import KVCache
-from genaim.core.conditioning import ClassEmbedding
+from genaim.core.conditioning import ClassEmbedding, with_prefix
 from genaim.core.masks import NEVER, StepMask, free_form
 from genaim.core.noise import Noise
 from genaim.core.order import ORDERS, SequenceOrder, known_first, prefix_steps
@@ -43,6 +43,7 @@ from genaim.models.base import (
     empty_canvas,
     gather,
     make_head,
+    make_low_res_prefix,
     make_token_embed,
     put,
     put_given,
@@ -111,7 +112,8 @@ class CausalState(State):
     """Class embeddings, (B, D), or (2 B, D) with the null class behind."""
     cache: KVCache
     padding: Tensor | None
-    """True for elements at the start of the cache that only fill up a row, (B, m) bool; None where there are none."""
+    """True for elements behind the prefix in the cache that only fill up a row, (B, m) bool; None where there are
+    none."""
     last: Tensor
     """Positions of the newest tokens, (B, 1); -1 before the first, whose place the class has."""
 
@@ -135,7 +137,8 @@ class CausalGenerator(GenerativeModel):
         height, width = tokenizer.grid
         self.order = ORDERS[config.order](height, width)
         trunk = config.transformer()
-        self.class_embed = ClassEmbedding(config.num_classes, trunk.width, config.label_dropout)
+        self.class_embed = ClassEmbedding(config.num_classes, trunk.width)
+        self.low_res_prefix = make_low_res_prefix(config, trunk.width, tokenizer)
         self.token_embed = make_token_embed(tokenizer, trunk.width)
         grid = sincos_2d(height, width, trunk.width)
         self.source_positions = nn.Parameter(0.5 * grid)
@@ -145,7 +148,13 @@ class CausalGenerator(GenerativeModel):
         self.transformer.init_weights()
 
     def forward(
-        self, tokens: Tensor, path: Tensor, num_known: Tensor, labels: Tensor, noise: Noise | None = None
+        self,
+        tokens: Tensor,
+        path: Tensor,
+        num_known: Tensor,
+        labels: Tensor,
+        noise: Noise | None = None,
+        prefix: Tensor | None = None,
     ) -> Tensor:
         """Features of all tokens along their paths, teacher-forced.
 
@@ -155,6 +164,7 @@ class CausalGenerator(GenerativeModel):
             num_known: How many tokens of each path are given beforehand, (B,) int64.
             labels: Classes, (B,) int64 in [0, num_classes].
             noise: Source of drop path in training.
+            prefix: Elements of the low-resolution images, (B, M, D).
 
         Returns:
             (B, N, D); entry j is for the token at ``path[:, j]``.
@@ -162,19 +172,19 @@ class CausalGenerator(GenerativeModel):
         condition = self.class_embed(labels)
         inputs = self._embed(gather(tokens, path[:, :-1]), path[:, :-1])
         x = torch.cat([condition[:, None], inputs], dim=1) + self.target_positions[path]
-        steps = prefix_steps(num_known.clamp_min(1), path.shape[1])
-        return self._run(x, condition, mask=StepMask(steps, steps), noise=noise)
+        x, steps = with_prefix(prefix, x, prefix_steps(num_known.clamp_min(1), path.shape[1]))
+        return self._run(x, condition, mask=StepMask(steps, steps), noise=noise)[:, self.prefix_length :]
 
-    def loss(self, tokens: Tensor, labels: Tensor, *, noise: Noise) -> Loss:
+    def loss(self, tokens: Tensor, labels: Tensor, *, noise: Noise, low_res: Tensor | None = None) -> Loss:
         """The head's loss of all tokens that are not known beforehand; in evaluation none is."""
-        labels = self.class_embed.drop(labels, noise) if self.training else self.class_embed.or_null(labels)
+        labels, prefix = self.training_condition(labels, low_res, noise)
         path = self.order.sequence(len(tokens), noise, tokens.device)
         known = torch.zeros(path.shape, dtype=torch.bool, device=path.device)
         if self.training and self.config.known_first > 0:
             chosen = noise.uniform(1) < self.config.known_first
             known = free_form(self.tokenizer.grid, noise) & chosen
             path = known_first(path, known)
-        features = self(tokens, path, known.sum(1), labels, noise)
+        features = self(tokens, path, known.sum(1), labels, noise, prefix)
         losses = self.head.loss(features, gather(tokens, path), noise=noise)
         wanted = ~known.gather(1, path)
         return Loss((losses * wanted).sum(), wanted.sum().to(losses.dtype))
@@ -183,26 +193,34 @@ class CausalGenerator(GenerativeModel):
         """All given tokens where training had known-first sequences; else none: they are seen in their turn."""
         return known if self.config.known_first > 0 else torch.zeros_like(known)
 
-    def start(self, labels: Tensor, *, guided: bool, given: Given | None = None) -> CausalState:
-        """Begins generation; allocates the cache and fills it with the given tokens that are seen beforehand."""
+    def start(
+        self, labels: Tensor, *, guided: bool, given: Given | None = None, low_res: Tensor | None = None
+    ) -> CausalState:
+        """Begins generation; allocates the cache and fills it with what is seen beforehand.
+
+        That is the low-resolution images, then the given tokens.
+        """
         batch_size, condition = len(labels), self.class_embed.start(labels, guided)
+        prefix = self.start_prefix(low_res, batch_size, guided)
         canvas = empty_canvas(batch_size, self.tokenizer, condition)
         known = canvas.new_zeros(batch_size, self.order.num_tokens, dtype=torch.bool)
         if given is not None:
             known = self.context(given.known)
             canvas = put_given(canvas, Given(given.tokens, known))
         counts = known.sum(1)
-        prefix, rest = int(counts.max()), self.order.num_tokens - int(counts.min())
+        first, rest = int(counts.max()), self.order.num_tokens - int(counts.min())
         state = CausalState(
             tokens=canvas,
             guided=guided,
             given=given,
             condition=condition,
-            cache=self.transformer.make_cache(len(condition), prefix + rest),
+            cache=self.transformer.make_cache(len(condition), self.prefix_length + first + rest),
             padding=None,
             last=counts.new_full((batch_size, 1), -1),
         )
-        if prefix:
+        if prefix is not None:
+            self._run(prefix, condition, cache=state.cache)
+        if first:
             self._prefill(state, known)
         return state
 
@@ -242,7 +260,8 @@ class CausalGenerator(GenerativeModel):
         mask = None
         if state.padding is not None:
             # padding sees everything, since attention over nothing is not a number
-            steps = F.pad(torch.where(state.padding, NEVER, 0), (0, state.cache.length + size - state.padding.shape[1]))
+            front, total = self.prefix_length, state.cache.length + size
+            steps = F.pad(torch.where(state.padding, NEVER, 0), (front, total - front - state.padding.shape[1]))
             steps = steps.repeat(twice, 1)
             mask = StepMask(steps[:, -size:], steps)
         return self._run(x, state.condition, mask=mask, cache=state.cache)

@@ -20,6 +20,7 @@ from genaim.core.conditioning import ClassEmbedding
 from genaim.core.masks import NEVER, StepMask
 from genaim.core.noise import Noise
 from genaim.core.order import RandomOrder
+from genaim.core.positions import sincos_2d
 from genaim.core.transformer import Transformer, TransformerConfig
 from genaim.heads import AnyHeadConfig, DiffusionHeadConfig
 from genaim.models.base import (
@@ -32,6 +33,7 @@ from genaim.models.base import (
     empty_canvas,
     gather,
     make_head,
+    make_low_res_prefix,
     make_token_embed,
     put,
     put_given,
@@ -108,6 +110,8 @@ class MARState(State):
 
     condition: Tensor
     """Class embeddings, (B, D), or (2 B, D) with the null class behind."""
+    prefix: Tensor | None
+    """Elements of the low-resolution images, (B, M, D), or (2 B, M, D) with the null elements behind."""
     known: Tensor
     """Which tokens of the canvas are there, (B, N) bool."""
 
@@ -130,7 +134,8 @@ class MAR(GenerativeModel):
         self.freeze_tokenizer()
         self.order = RandomOrder(*tokenizer.grid, num_steps=config.num_steps)
         width, tokens = config.width, tokenizer.num_tokens
-        self.class_embed = ClassEmbedding(config.num_classes, width, config.label_dropout)
+        self.class_embed = ClassEmbedding(config.num_classes, width)
+        self.low_res_prefix = make_low_res_prefix(config, width, tokenizer)
         self.token_embed = make_token_embed(tokenizer, width)
         self.token_norm = nn.LayerNorm(width, eps=1e-6)
         self.encoder_positions = _positions(config.num_buffer + tokens, width)
@@ -143,27 +148,29 @@ class MAR(GenerativeModel):
         self.head = make_head(config.head, width, tokenizer)
         self.encoder.init_weights()
         self.decoder.init_weights()
+        if self.low_res_prefix is not None:  # tokens start with the positions of the pixels that they are to find
+            for table in (self.encoder_positions, self.decoder_positions):
+                table.data[config.num_buffer :] = sincos_2d(*tokenizer.grid, width)
 
-    def encode_known(self, tokens: Tensor, known: Tensor, condition: Tensor) -> Tensor:
-        """The encoder over buffer and known tokens.
+    def encode_known(self, tokens: Tensor, known: Tensor, condition: Tensor, prefix: Tensor | None = None) -> Tensor:
+        """The encoder over buffer, low-resolution image and known tokens.
 
         Args:
             tokens: (B, N) int64 or (B, N, C).
             known: (B, N) bool.
             condition: Class embeddings, (B, D).
+            prefix: Elements of the low-resolution images, (B, M, D); M is 0 without them.
 
         Returns:
-            (B, num_buffer + m, D), where m is the largest number of known tokens of an image; known tokens come in the
-            order of their positions, and rows with fewer end with features that nothing may use.
+            (B, num_buffer + M + m, D), where m is the largest number of known tokens of an image; known tokens come in
+            the order of their positions, and rows with fewer end with features that nothing may use.
         """
         buffer = self.config.num_buffer
         positions = known_positions(known)
-        x = self.token_embed(gather(tokens, positions))
-        x = torch.cat([condition[:, None].expand(-1, buffer, -1), x], dim=1)
-        x = x + torch.cat(
-            [self.encoder_positions[:buffer].expand(len(x), -1, -1), self.encoder_positions[buffer:][positions]], dim=1
-        )
-        out: Tensor = self.encoder(self.token_norm(x), mask=_padding_mask(positions, buffer))
+        x = [condition[:, None] + self.encoder_positions[:buffer], *([] if prefix is None else [prefix])]
+        x += [self.token_embed(gather(tokens, positions)) + self.encoder_positions[buffer:][positions]]
+        mask = _padding_mask(positions, buffer + self.prefix_length)
+        out: Tensor = self.encoder(self.token_norm(torch.cat(x, dim=1)), mask=mask)
         return out
 
     def decode_all(self, encoded: Tensor, known: Tensor) -> Tensor:
@@ -177,24 +184,30 @@ class MAR(GenerativeModel):
             Features of every position, (B, N, D).
         """
         buffer = self.config.num_buffer
+        front = buffer + self.prefix_length
         embedded = self.decoder_embed(encoded)
         everywhere = self.mask_token.to(embedded.dtype).expand(*known.shape, -1)
-        x = put(everywhere, known_positions(known), embedded[:, buffer:])
-        x = torch.cat([embedded[:, :buffer], x], dim=1) + self.decoder_positions
-        out: Tensor = self.decoder(x)[:, buffer:] + self.output_positions
+        x = put(everywhere, known_positions(known), embedded[:, front:])
+        positions: Tensor = self.decoder_positions
+        if self.low_res_prefix is not None:
+            positions = torch.cat([positions[:buffer], self.low_res_prefix.positions, positions[buffer:]])
+        x = torch.cat([embedded[:, :front], x], dim=1) + positions
+        out: Tensor = self.decoder(x)[:, front:] + self.output_positions
         return out
 
-    def loss(self, tokens: Tensor, labels: Tensor, *, noise: Noise) -> Loss:
+    def loss(self, tokens: Tensor, labels: Tensor, *, noise: Noise, low_res: Tensor | None = None) -> Loss:
         """The head's loss of the hidden tokens; in evaluation they are drawn as in training."""
-        labels = self.class_embed.drop(labels, noise) if self.training else self.class_embed.or_null(labels)
+        labels, prefix = self.training_condition(labels, low_res, noise)
         rank = noise.uniform(tokens.shape[1]).argsort(dim=1, stable=True).argsort(1)
         known = rank >= hidden_count(noise, tokens.shape[1])[:, None]
-        features = self.decode_all(self.encode_known(tokens, known, self.class_embed(labels)), known)
+        features = self.decode_all(self.encode_known(tokens, known, self.class_embed(labels), prefix), known)
         losses = self.head.loss(features, tokens, noise=noise)
         hidden = ~known
         return Loss((losses * hidden).sum(), hidden.sum().to(losses.dtype))
 
-    def start(self, labels: Tensor, *, guided: bool, given: Given | None = None) -> MARState:
+    def start(
+        self, labels: Tensor, *, guided: bool, given: Given | None = None, low_res: Tensor | None = None
+    ) -> MARState:
         """Begins generation; given tokens are known from the first step."""
         batch_size, condition = len(labels), self.class_embed.start(labels, guided)
         nothing = torch.zeros(batch_size, self.order.num_tokens, dtype=torch.bool, device=labels.device)
@@ -204,6 +217,7 @@ class MAR(GenerativeModel):
             guided=guided,
             given=given,
             condition=condition,
+            prefix=self.start_prefix(low_res, batch_size, guided),
             known=nothing if given is None else given.known,
         )
 
@@ -213,7 +227,7 @@ class MAR(GenerativeModel):
         twice = 2 if state.guided else 1
         tokens = state.tokens.repeat(twice, *[1] * (state.tokens.dim() - 1))
         known, positions = state.known.repeat(twice, 1), positions.repeat(twice, 1)
-        features = self.decode_all(self.encode_known(tokens, known, state.condition), known)
+        features = self.decode_all(self.encode_known(tokens, known, state.condition, state.prefix), known)
         features = gather(features, positions)
         return Predicted.split(features, state.guided)
 

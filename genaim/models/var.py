@@ -14,14 +14,24 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from genaim.core.cache import KVCache
-from genaim.core.conditioning import ClassEmbedding
+from genaim.core.conditioning import ClassEmbedding, with_prefix
 from genaim.core.masks import StepMask
 from genaim.core.noise import Noise
 from genaim.core.order import ScaleOrder
 from genaim.core.positions import ScalePositions
 from genaim.core.transformer import Transformer, TransformerConfig
 from genaim.heads import CategoricalHead, CategoricalHeadConfig
-from genaim.models.base import GenerativeModel, GeneratorConfig, Given, Loss, Predicted, State, gather, put_given
+from genaim.models.base import (
+    GenerativeModel,
+    GeneratorConfig,
+    Given,
+    Loss,
+    Predicted,
+    State,
+    gather,
+    make_low_res_prefix,
+    put_given,
+)
 from genaim.tokenizers import MultiScaleVQ
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -128,7 +138,8 @@ class VAR(GenerativeModel):
         self.order = ScaleOrder(tokenizer.patch_nums)
         trunk = config.transformer()
         first = self.order.sizes[0]
-        self.class_embed = ClassEmbedding(config.num_classes, trunk.width, config.label_dropout)
+        self.class_embed = ClassEmbedding(config.num_classes, trunk.width)
+        self.low_res_prefix = make_low_res_prefix(config, trunk.width, tokenizer)
         self.start_embed = nn.Parameter(torch.randn(first, trunk.width) * (1 / trunk.width / 3) ** 0.5)
         self.positions = ScalePositions(self.order.step_ids(), trunk.width)
         self.token_embed = nn.Linear(tokenizer.latent_channels, trunk.width)
@@ -141,13 +152,16 @@ class VAR(GenerativeModel):
         self.transformer.init_weights()
         self.head.init_weights()
 
-    def forward(self, scale_inputs: Tensor, labels: Tensor, noise: Noise | None = None) -> Tensor:
+    def forward(
+        self, scale_inputs: Tensor, labels: Tensor, noise: Noise | None = None, prefix: Tensor | None = None
+    ) -> Tensor:
         """Features of all positions, teacher-forced.
 
         Args:
             scale_inputs: `MultiScaleVQ.scale_inputs` of the tokens, (B, N - first, C).
             labels: Classes, (B,) int64 in [0, num_classes]; ``num_classes`` is null.
             noise: Source of drop path in training.
+            prefix: Elements of the low-resolution images, (B, M, D).
 
         Returns:
             (B, N, D); position i is predicted from its own feature.
@@ -155,24 +169,28 @@ class VAR(GenerativeModel):
         condition = self.class_embed(labels)
         x = torch.cat([self._first(condition), self.token_embed(scale_inputs)], dim=1)
         x = x + self.positions(0, x.shape[1])
-        steps = self.positions.scale_of[: x.shape[1]]
+        x, steps = with_prefix(prefix, x, self.positions.scale_of[: x.shape[1]])
         features: Tensor = self.transformer(x, mask=StepMask(steps, steps), condition=condition, noise=noise)
-        return features
+        return features[:, self.prefix_length :]
 
-    def loss(self, tokens: Tensor, labels: Tensor, *, noise: Noise) -> Loss:
+    def loss(self, tokens: Tensor, labels: Tensor, *, noise: Noise, low_res: Tensor | None = None) -> Loss:
         """Cross-entropy of all tokens in nats, with the parts of every scale."""
-        labels = self.class_embed.drop(labels, noise) if self.training else self.class_embed.or_null(labels)
+        labels, prefix = self.training_condition(labels, low_res, noise)
         if not self.training or self.config.coarse_share == 0:
-            return self._loss(tokens, labels, noise)
+            return self._loss(tokens, labels, prefix, noise)
         coarse = noise.uniform() < self.config.coarse_share
         ends = ((~coarse, self.order.num_tokens), (coarse, sum(self.order.sizes[: self.config.coarse_scales])))
-        losses = [self._loss(tokens[rows, :end], labels[rows], None) for rows, end in ends if bool(rows.any())]
+        losses = [
+            self._loss(tokens[rows, :end], labels[rows], None if prefix is None else prefix[rows], None)
+            for rows, end in ends
+            if bool(rows.any())
+        ]
         return losses[0] if len(losses) == 1 else losses[0] + losses[1]
 
-    def _loss(self, tokens: Tensor, labels: Tensor, noise: Noise | None) -> Loss:
+    def _loss(self, tokens: Tensor, labels: Tensor, prefix: Tensor | None, noise: Noise | None) -> Loss:
         with torch.no_grad():
             inputs = self.tokenizer.scale_inputs(tokens)[:, : tokens.shape[1] - self.order.sizes[0]]
-        losses = self.head.loss(self(inputs, labels, noise), tokens)  # (B, n)
+        losses = self.head.loss(self(inputs, labels, noise, prefix), tokens)  # (B, n)
         scales = losses.detach().split(self.order.sizes[: len(self.tokenizer.split(tokens))], dim=1)
         parts = {f"scale_{k + 1}": (s.sum(), s.new_full((), s.numel())) for k, s in enumerate(scales)}
         return Loss(losses.sum(), losses.new_full((), losses.numel()), parts)
@@ -181,17 +199,23 @@ class VAR(GenerativeModel):
         """None: every scale is fed whole, in its turn."""
         return torch.zeros_like(known)
 
-    def start(self, labels: Tensor, *, guided: bool, given: Given | None = None) -> VARState:
-        """Begins generation; allocates the cache."""
+    def start(
+        self, labels: Tensor, *, guided: bool, given: Given | None = None, low_res: Tensor | None = None
+    ) -> VARState:
+        """Begins generation; allocates the cache, and feeds it the low-resolution images."""
         batch_size, tok = len(labels), self.tokenizer
         condition = self.class_embed.start(labels, guided)
+        prefix = self.start_prefix(low_res, batch_size, guided)
+        cache = self.transformer.make_cache(len(condition), self.prefix_length + tok.num_tokens)
+        if prefix is not None:
+            self.transformer(prefix, condition=condition, cache=cache)
         side = tok.patch_nums[-1]
         return VARState(
             tokens=torch.zeros(batch_size, tok.num_tokens, dtype=torch.int64, device=labels.device),
             guided=guided,
             given=given,
             condition=condition,
-            cache=self.transformer.make_cache(len(condition), tok.num_tokens),
+            cache=cache,
             latent=tok.codebook.weight.new_zeros(batch_size, tok.latent_channels, side, side),
             target=None if given is None else tok.tokens_to_latent(given.tokens),
             as_given=torch.ones(batch_size, 1, dtype=torch.bool, device=labels.device),
@@ -200,7 +224,7 @@ class VAR(GenerativeModel):
     def predict(self, state: State, positions: Tensor) -> Predicted:
         """Features of one whole scale, (B, n, D)."""
         assert isinstance(state, VARState)
-        start, size = state.cache.length, positions.shape[1]
+        start, size = state.cache.length - self.prefix_length, positions.shape[1]
         if start == 0:
             x = self._first(state.condition)
         else:
@@ -240,7 +264,7 @@ class VAR(GenerativeModel):
 
     def _scale(self, state: VARState, positions: Tensor) -> int:
         """The scale of the positions that `predict` has appended last."""
-        return self.order.starts.index(state.cache.length - positions.shape[1])
+        return self.order.starts.index(state.cache.length - self.prefix_length - positions.shape[1])
 
     def _first(self, condition: Tensor) -> Tensor:
         """Inputs of the first scale: the class and a learned start, (B, first, D)."""

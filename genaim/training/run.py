@@ -122,6 +122,8 @@ def _check_data(dataset: Dataset | None, config: AnyRunConfig, tokenizer: Tokeni
             raise ValueError("cached moments train generators over an autoencoder's latents only; give the images.")
         if config.views > 1:
             raise ValueError(f"views={config.views} needs images; data.flip chooses from the two of cached moments.")
+        if config.model.low_res is not None:
+            raise ValueError("model.low_res needs images to reduce; cached moments have none.")
         channels, *sides = tokenizer.latent_shape
         dataset.expect((2 * channels, *sides))
 
@@ -196,6 +198,7 @@ def _encoded(
             folder=Path(config.cache_folder),
             tokenizer_fingerprint=f"{fingerprint(tokenizer)}-{tokenizer.config.model_dump_json()}-{dtype}",
             views=views,
+            low_res=config.model.low_res,
             seed=config.seed,
             num_workers=config.data.num_workers,
             bad_files=bad_files,

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genaim.core.noise import Noise, NoiseSource
@@ -15,8 +16,8 @@ from genaim.data import Batch
 from genaim.models import Encoder, GenerativeModel
 from genaim.models.base import Loss
 
-SampleFn = Callable[[GenerativeModel, Tensor, int], Tensor]
-"""Model, labels (B,) and seed to images (B, 3, H, W); training imports no sampler."""
+SampleFn = Callable[[GenerativeModel, Tensor, int, Tensor | None], Tensor]
+"""Model, labels (B,), seed and images to enlarge, if any, to images (B, 3, H, W); training imports no sampler."""
 Totals = dict[str, tuple[Tensor, Tensor]]
 """Sums and counts by name."""
 
@@ -83,7 +84,7 @@ class GeneratorLoss(nn.Module):
         """The model's own loss."""
         assert batch.tokens is not None
         tokens = self.model.tokenizer.from_cache(batch.tokens, noise)
-        return self.model.loss(tokens, batch.labels, noise=noise)
+        return self.model.loss(tokens, batch.labels, noise=noise, low_res=batch.low_res)
 
 
 class GeneratorTask(Task):
@@ -106,11 +107,21 @@ class GeneratorTask(Task):
         return {"loss": (loss.sum.detach(), loss.count), **loss.parts}
 
     def pictures(self, batch: Batch | None) -> Tensor | None:
-        """Samples, the classes in turn."""
+        """Samples, the classes in turn; of a model that enlarges images, these above the results."""
         if self.sample_fn is None:
             return None
+        if self.model.low_res_prefix is not None:
+            return self._enlarged(batch)
         labels = torch.arange(self.num_pictures, device=self.model.device) % max(self.model.config.num_classes, 1)
-        return self.sample_fn(self.model, labels, 0)
+        return self.sample_fn(self.model, labels, 0, None)
+
+    def _enlarged(self, batch: Batch | None) -> Tensor | None:
+        if batch is None or batch.low_res is None or self.sample_fn is None:
+            return None
+        low_res = batch.low_res[: self.num_pictures]
+        labels = self.model.class_embed.or_null(batch.labels[: self.num_pictures])
+        images = self.sample_fn(self.model, labels, 0, low_res)
+        return in_pairs(F.interpolate(low_res, size=images.shape[-2:], mode="nearest"), images)
 
 
 class EncoderLoss(nn.Module):

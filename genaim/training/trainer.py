@@ -384,7 +384,7 @@ def add_up(totals: Totals, more: Totals) -> None:
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
-    names = ("images", "labels", "index", "rows", "tokens")
+    names = ("images", "labels", "index", "rows", "tokens", "low_res")
     cut: dict[str, Any] = {name: None if getattr(batch, name) is None else getattr(batch, name)[rows] for name in names}
     return replace(batch, bad=[], **cut)
 

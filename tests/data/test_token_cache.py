@@ -143,6 +143,26 @@ def test_views_are_augmented_passes_chosen_by_key(tmp_path):
         build(images(tmp_path / "x"), Encoder(), tmp_path / "c", views=2)
 
 
+def test_low_resolution_images_are_of_the_view_of_their_tokens(flat, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    (tmp_path / "x").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(7):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / "x" / f"{i}.png")
+    data = images(tmp_path / "x", flip=True)
+    plain = build(data, lambda batch: batch.flatten(1)[..., None], tmp_path / "c", views=4)
+    cached = build(data, lambda batch: batch.flatten(1)[..., None], tmp_path / "c", views=4, low_res=2)
+    assert cached.fingerprint() != plain.fingerprint() and plain.sample(0, (0,)).low_res is None
+    batch = next(make_loader(pickle.loads(pickle.dumps(cached)), batch_size=20, seed=0))
+    assert batch.take(batch.rows < 3).to("cpu").low_res.equal(batch.low_res[:3])
+    for pixels, small in zip(batch.tokens, batch.low_res, strict=True):
+        whole = Image.fromarray(((pixels.view(3, 8, 8) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+        expected = np.asarray(whole.resize((2, 2), Image.Resampling.BICUBIC)) / 127.5 - 1
+        assert np.allclose(small.permute(1, 2, 0).numpy(), expected, atol=1e-6)
+
+
 def test_loader_resumes_on_tokens(flat, tmp_path):
     cached = build(images(flat), Encoder(), tmp_path / "c")
     through = list(itertools.islice(make_loader(cached, batch_size=6, seed=0), 5))

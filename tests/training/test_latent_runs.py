@@ -144,6 +144,8 @@ def test_moments_that_cannot_be_trained_on_are_refused(root: Path) -> None:
     changes = cached(root)
     with pytest.raises(ValueError, match="views=2 needs images"):
         start(recipe(root, views=2, **changes))
+    with pytest.raises(ValueError, match="low_res needs images to reduce; cached moments have none"):
+        start(recipe(root, model={"low_res": 4}, **changes))
     save_latents(root, autoencoder=make_latents().config.autoencoder.model_copy(update={"latent_channels": 2}))
     with pytest.raises(ValueError, match=r"none of \d+ images in a row could be read.*\(6, 8, 8\) instead of the"):
         start(recipe(root, latent_scale=1.0, **changes))

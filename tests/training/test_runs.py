@@ -9,14 +9,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 
+from genaim.data import DataConfig, build_dataset
+from genaim.data.transforms import reduce_images, tensor_to_levels
+from genaim.models import GenerativeModel
 from genaim.pretrained import load_encoder, load_generator, load_tokenizer, save_model
 from genaim.training.checkpoint import checkpoints, load_checkpoint
+from genaim.training.config import parse_run
+from genaim.training.run import train
 from genaim.training.trainer import Interrupted
-from tests.training.runs import make_images, make_tokenizer, recipe, start
+from tests.training.runs import StopAt, make_images, make_tokenizer, recipe, start
 
 ROOT = Path(__file__).parents[2]
 TRICKY: dict[str, Any] = {
@@ -33,6 +41,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "tokenizer_adversarial": ("tokenizer", ADVERSARIAL),
     "generator": ("generator", {}),
     "generator_dropout": ("generator", {"model": {"dropout": 0.1}}),
+    "generator_low_res": ("generator", {"model": {"low_res": 4}, "data": {"flip": True}, "views": 2}),
     "encoder": ("encoder", {"model": {"order": "spiral"}}),
 }
 
@@ -293,3 +302,24 @@ def test_checkpoints_of_another_shape_are_refused(root: Path) -> None:
     (folder / "config.yaml").unlink()
     with pytest.raises(ValueError, match=r"is of another model: .* choose another name"):
         start(recipe(root, "generator", steps=2, model={"width": 32}))
+
+
+def test_a_model_that_enlarges_shows_what_it_is_given_above_its_results(root: Path) -> None:
+    asked = []
+
+    def sample(model: GenerativeModel, labels: Tensor, seed: int, low_res: Tensor | None) -> Tensor:
+        asked.append((labels, low_res))
+        return torch.ones(len(labels), 3, 16, 16)
+
+    config = parse_run(recipe(root, "generator", model={"low_res": 4}, steps=3), "test")
+    tokenizer = load_tokenizer(config.tokenizer)
+    folder = train(config, StopAt(None), tokenizer=tokenizer, store_tokenizer=save_model, sample_fn=sample)
+    ((labels, low_res),) = asked
+    images = build_dataset(DataConfig(train={"path": str(root / "images")}, image_size=16), "train")
+    shown = torch.stack([images.sample(i, (0,)).image for i in range(8)])
+    assert low_res.equal(reduce_images(shown, 4)) and labels.tolist() == [
+        images.sample(i, (0,)).label for i in range(8)
+    ]
+    sheet = np.asarray(Image.open(folder / "pictures" / "step-00000003.png"))
+    assert sheet.shape[:2] == (2 * 18 + 2, 8 * 18 + 2)
+    assert sheet[2, 2].tolist() == tensor_to_levels(low_res[0, :, 0, 0]).tolist() and (sheet[20:36, 2:18] == 255).all()
