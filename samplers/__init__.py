@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 from samplers.generate import generate
 from samplers.inpaint import edit, inpaint, outpaint
+from samplers.super_resolve import super_resolve
 
 if TYPE_CHECKING:
     from samplers.pipeline import GenAIMPipeline
 
-__all__ = ["GenAIMPipeline", "edit", "generate", "inpaint", "outpaint"]
+__all__ = ["GenAIMPipeline", "edit", "generate", "inpaint", "outpaint", "super_resolve"]
 
 
 def __getattr__(name: str) -> Any:

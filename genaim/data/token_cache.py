@@ -23,7 +23,7 @@ from genaim.data.dataset import BadFiles, ImageDataset, Sample
 from genaim.data.loader import Item, in_order
 from genaim.data.sources import digest
 from genaim.data.streams import StreamDataset
-from genaim.data.transforms import levels_to_tensor, reduce_images, tensor_to_levels
+from genaim.data.transforms import levels_to_tensor, resize_images, tensor_to_levels
 
 LAYOUT = 1  # raise it when the files change, so that older caches are not read
 SHARD_IMAGES = 2048
@@ -122,7 +122,7 @@ def build_token_cache(
         folder: Where caches live; this one becomes a sub-folder.
         tokenizer_fingerprint: Changes whenever ``encode_fn`` gives other tokens.
         views: Augmented passes over the images; training draws one of them each time.
-        low_res: Side to which each view is reduced too, by `transforms.reduce_images`; None keeps tokens alone.
+        low_res: Side to which each view is reduced too, by `transforms.resize_images`; None keeps tokens alone.
         seed: Seed of the augmentation.
         batch_size: Images per call of ``encode_fn``.
         num_workers: Processes that decode images.
@@ -197,7 +197,7 @@ def _encode_shard(
             assert batch.images is not None
             tokens.append(_compact(encode_fn(batch.images).detach().cpu(), len(batch)))
             if low_res is not None:
-                reduced.append(tensor_to_levels(reduce_images(batch.images, low_res)))
+                reduced.append(tensor_to_levels(resize_images(batch.images, (low_res, low_res))))
             labels.append(batch.labels)
             index.append(batch.index)
         bad.update(dict.fromkeys(batch.bad))

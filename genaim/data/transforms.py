@@ -196,15 +196,15 @@ def tensor_to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(p) for p in tensor_to_levels(images).permute(0, 2, 3, 1).cpu().numpy()]
 
 
-def reduce_images(images: Tensor, side: int) -> Tensor:
-    """Images at low resolution: PIL's antialiased bicubic resize of their 8-bit pixels.
+def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """PIL's bicubic resize of 8-bit pixels, antialiased where it reduces: what makes images of low resolution.
 
     Args:
         images: (B, 3, H, W) in [-1, 1].
-        side: Side of the result in pixels.
+        size: Height and width of the result.
 
     Returns:
-        (B, 3, side, side) float32 in [-1, 1], on the CPU.
+        (B, 3, *size) float32 in [-1, 1], on the CPU.
     """
-    small = [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in tensor_to_pil(images)]
-    return torch.stack([levels_to_tensor(np.asarray(picture).transpose(2, 0, 1)) for picture in small])
+    resized = [picture.resize(size[::-1], Image.Resampling.BICUBIC) for picture in tensor_to_pil(images)]
+    return torch.stack([levels_to_tensor(np.asarray(picture).transpose(2, 0, 1)) for picture in resized])

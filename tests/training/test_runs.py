@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from genaim.data import DataConfig, build_dataset
-from genaim.data.transforms import reduce_images, tensor_to_levels
+from genaim.data.transforms import resize_images, tensor_to_levels
 from genaim.models import GenerativeModel
 from genaim.pretrained import load_encoder, load_generator, load_tokenizer, save_model
 from genaim.training.checkpoint import checkpoints, load_checkpoint
@@ -317,7 +317,7 @@ def test_a_model_that_enlarges_shows_what_it_is_given_above_its_results(root: Pa
     ((labels, low_res),) = asked
     images = build_dataset(DataConfig(train={"path": str(root / "images")}, image_size=16), "train")
     shown = torch.stack([images.sample(i, (0,)).image for i in range(8)])
-    assert low_res.equal(reduce_images(shown, 4)) and labels.tolist() == [
+    assert low_res.equal(resize_images(shown, (4, 4))) and labels.tolist() == [
         images.sample(i, (0,)).label for i in range(8)
     ]
     sheet = np.asarray(Image.open(folder / "pictures" / "step-00000003.png"))
