@@ -191,6 +191,34 @@ def edit(
 
 
 @app.command()
+def upscale(
+    context: typer.Context,
+    image: options.Picture,
+    factor: Annotated[
+        int | None, typer.Option(help="How many times larger. Default: the model's; 4 with scales.", min=2)
+    ] = None,
+    label: options.OneClass = None,
+    consistent: Annotated[bool, typer.Option(help="Make the result give the picture again when it is reduced.")] = True,
+    model: options.Model = DEFAULT_MODEL,
+    count: options.Results = 1,
+    seed: options.Seed = 0,
+    guidance: options.Guidance = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    steps: options.Steps = None,
+    diffusion_steps: options.DiffusionSteps = None,
+    scheduler: options.Scheduler = None,
+    batch_size: options.BatchSize = 16,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    out: options.Out = None,
+) -> None:
+    """Enlarge a picture, in tiles where it is larger than the model's field."""
+    _paint(context, "upscale")
+
+
+@app.command()
 def train(
     recipe: Annotated[str | None, typer.Argument(help="Recipe by name or file. Without it: a list of recipes.")] = None,
     overrides: Annotated[

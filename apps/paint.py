@@ -1,4 +1,4 @@
-"""`genaim inpaint`, `outpaint`, `edit`: pictures changed by a model, with a record that repeats it."""
+"""`genaim inpaint`, `outpaint`, `edit`, `upscale`: pictures changed by a model, with a record that repeats it."""
 
 import sys
 import time
@@ -28,8 +28,10 @@ from samplers.canvas import editable
 from samplers.generate import Sampling
 from samplers.inpaint import Mask, edit, extend, inpaint, outpaint, to_hidden
 from samplers.labels import class_numbers
+from samplers.super_resolve import check_factor, super_resolve
 
 HIDDEN_COLOUR = (255, 0, 255)  # of what is to be painted, on the sheet
+FIRST_TILE = 1 << 20  # the noise of another upscaled result begins with this image
 THUMBNAIL = 256  # pictures on the sheet are at most so large, and enlarged up to about half of it
 
 
@@ -38,7 +40,7 @@ class PaintRequest:
     """What is asked for."""
 
     task: str
-    """inpaint, outpaint or edit."""
+    """inpaint, outpaint, edit or upscale."""
     image: Path
     """The picture."""
     sampling: SampleRequest
@@ -56,6 +58,10 @@ class PaintRequest:
     top: int = 0
     right: int = 0
     bottom: int = 0
+    factor: int | None = None
+    """Of upscaling; None is the model's."""
+    consistent: bool = True
+    """Whether an upscaled picture gives the picture again when it is reduced."""
 
     @property
     def sides(self) -> dict[str, int]:
@@ -116,7 +122,7 @@ def run(
     dtype: torch.dtype,
     progress: Progress,
 ) -> list[Image.Image]:
-    """The results, as `samplers.inpaint` gives them."""
+    """The results, as the samplers give them."""
     label = settings["labels"][0] if settings["labels"] else None
     sampling: Sampling = {
         "seed": settings["seed"],
@@ -134,6 +140,12 @@ def run(
         if request.task == "edit":
             assert label is not None
             return edit(model, image, label, mask, strength=request.strength, n=count, **sampling)
+        if request.task == "upscale":
+            given = (model, image, request.factor, label)
+            starts = [index * FIRST_TILE for index in range(count)]
+            return [
+                super_resolve(*given, first_index=start, consistent=request.consistent, **sampling) for start in starts
+            ]
         assert mask is not None
         return inpaint(model, image, mask, label, n=count, **sampling)
     finally:
@@ -228,6 +240,9 @@ def paint_settings(request: PaintRequest, model: GenerativeModel, device: torch.
         settings["sides"] = request.sides
     if request.task == "edit":
         settings["strength"] = request.strength
+    if request.task == "upscale":
+        settings["factor"] = check_factor(model, request.factor)
+        settings["consistent"] = request.consistent
     return settings
 
 
@@ -246,6 +261,8 @@ def paint_command(settings: Settings) -> str:
         words += [f"--{side}", str(pixels)] if pixels else []
     if "strength" in settings:
         words += ["--strength", str(settings["strength"])]
+    if "factor" in settings:
+        words += ["--factor", str(settings["factor"]), *(["--no-consistent"] if not settings["consistent"] else [])]
     if settings["labels"]:
         words += ["--class", str(settings["labels"][0])]
     return command_line({**settings, "labels": None}, settings["task"], words)
@@ -255,17 +272,23 @@ def paint_command(settings: Settings) -> str:
 
 
 def sheet(request: PaintRequest, image: Image.Image, mask: Mask | None, results: Sequence[Image.Image]) -> Image.Image:
-    """The picture, what was hidden of it, and the results."""
+    """The picture, what was hidden of it, and the results; of upscaling, bicubic enlargement and the results."""
+    pictures = [*before(request, image, mask, results[0].size), *map(to_rgb, results)]
+    limit = THUMBNAIL * (2 if request.task == "upscale" else 1)
+    for picture in pictures:
+        picture.thumbnail((limit, limit))
+    return contact_sheet(pictures, columns=6, scale=max(1, limit // 2 // max(pictures[0].size)))
+
+
+def before(request: PaintRequest, image: Image.Image, mask: Mask | None, size: tuple[int, int]) -> list[Image.Image]:
+    """What the results are compared with, of the same size."""
+    if request.task == "upscale":
+        return [to_rgb(image).resize(size, how) for how in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC)]
     if request.task == "outpaint":
         image, hidden = extend(image, **request.sides)
     else:
         hidden = np.ones((image.height, image.width), bool) if mask is None else to_hidden(mask, image).numpy()
-    shown = np.array(to_rgb(image))
-    marked = shown.copy()
+    marked = np.array(to_rgb(image))
     marked[hidden] = HIDDEN_COLOUR
-    pictures = [Image.fromarray(shown), Image.fromarray(marked), *map(to_rgb, results)]
-    if request.task == "outpaint":
-        del pictures[0]
-    for picture in pictures:
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    return contact_sheet(pictures, columns=6, scale=max(1, THUMBNAIL // 2 // max(pictures[0].size)))
+    shown = [] if request.task == "outpaint" else [to_rgb(image).copy()]
+    return [*shown, Image.fromarray(marked)]

@@ -72,7 +72,7 @@ def resolve(
     """Everything that decides the pictures, JSON-able."""
     defaults = config.sampling
     scale = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    if scale != 1.0 and not config.num_classes:
+    if scale != 1.0 and not config.num_classes and not config.low_res:
         raise ValueError(f"--guidance {scale:g} needs classes, and model '{request.model}' has none; leave it out.")
     options = defaults.options(**{name: getattr(request, name) for name in SamplingOptions.model_fields}).model_dump()
     labels = choose_labels(request, config)

@@ -130,3 +130,17 @@ def test_a_single_pixel(genaim, model):
     Image.new("RGB", (1, 1)).save("dot.png")
     done = genaim("inpaint", "dot.png", "--box", "0,0,1,1", "--model", model, "-n", 1)
     assert done.code == 0, done.err
+
+
+def test_upscale_gives_the_picture_again_when_reduced(genaim, model, image):
+    done = genaim("upscale", image, "--factor", 2, "--model", model, "-n", 2)
+    assert done.code == 0, done.err
+    folder = Path("samples/picture-upscale-seed0")
+    first, second = (Image.open(folder / f"0000{number}.png") for number in (0, 1))
+    assert first.size == (22, 18) and first.mode == "RGBA"
+    assert first.tobytes() != second.tobytes()
+    command = shlex.split(read_record(folder / "record.json")["command"])
+    assert genaim(*command[1:], "--out", "again").code == 0
+    assert content(Path("again")) == content(folder)
+    done = genaim("upscale", image, "--factor", 3, "--model", model)
+    assert done.code == 2 and "factor 3 does not divide" in done.err
