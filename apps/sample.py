@@ -64,6 +64,8 @@ def sample(request: SampleRequest, out: Path | None = None) -> Path:
         raise ValueError(
             f"model '{request.model}' has weights {weights}, but the record was made with {request.weights}."
         )
+    if model.config.low_res is not None:
+        raise ValueError(f"model '{request.model}' enlarges pictures and draws none by itself; use genaim upscale.")
     loaded = time.perf_counter() - began
     settings = resolve(request, model.config, weights, device, dtype)
     folder = out or free_folder(settings)

@@ -44,7 +44,8 @@ def train(recipe: str, overrides: Sequence[str]) -> None:
     finally:
         progress.stop()
     progress.say(f"trained: {folder}")
-    if config.kind == "generator":
-        progress.say(f"look at it with: genaim sample --model {shlex.quote(str(folder))}")
+    if isinstance(config, GeneratorRunConfig):
+        command = "sample" if config.model.low_res is None else "upscale IMAGE"
+        progress.say(f"look at it with: genaim {command} --model {shlex.quote(str(folder))}")
     if config.kind == "encoder":
         progress.say(f"use it with: genaim.pretrained.load_encoder({str(folder)!r}).features(images)")

@@ -19,6 +19,7 @@ from genaim.training.checkpoint import save_checkpoint
 from genaim.training.config import parse_run
 from samplers import generate
 from tests.evaluation.digits import random_var
+from tests.tiny import make_var
 
 STEPS = 40
 
@@ -200,3 +201,15 @@ def test_what_cannot_be_described_is_refused(root: Path) -> None:
     with pytest.raises(ValueError, match="licence of data 'holidays' is not known"):
         bundle(run, "tiny")
     assert not (root / "bundled").exists()
+
+
+def test_card_of_a_model_that_enlarges(root: Path) -> None:
+    """It draws nothing by itself: held-out images are enlarged from their reductions."""
+    model = make_var(random_var(16, 3).tokenizer, num_classes=0, low_res=8)
+    run = make_run(root, "generator", model)
+    bundle(run, "sr")
+    folder = root / "bundled" / "sr"
+    card = (folder / "README.md").read_text()
+    assert "Enlarges 8x8 pixels to 16x16" in card and "where PIL's bicubic resize reaches" in card
+    assert (folder / "enlarged.png").exists() and not (folder / "samples.png").exists()
+    assert load_generator("sr").config.low_res == 8
