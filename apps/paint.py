@@ -20,11 +20,13 @@ from genaim.core.order import Step
 from genaim.core.progress import Progress
 from genaim.data.grid import contact_sheet
 from genaim.data.transforms import open_image, to_rgb
+from genaim.evaluation.inpainting import diversity
+from genaim.evaluation.upscaling import consistency_error
 from genaim.heads import SamplingOptions
 from genaim.models import GenerativeModel
 from genaim.pretrained import load_generator
 from genaim.tokenizers import fingerprint
-from samplers.canvas import editable
+from samplers.canvas import editable, to_pixels
 from samplers.generate import Sampling
 from samplers.inpaint import Mask, edit, extend, inpaint, outpaint, to_hidden
 from samplers.labels import class_numbers
@@ -109,6 +111,7 @@ def paint(request: PaintRequest, out: Path | None = None) -> Path:
         files["sheet.png"] = hash_file(temporary / "sheet.png")
         record = make_record(settings, files, {"load": round(loaded, 3), "sample": round(seconds, 3)})
         record["command"] = paint_command(settings)
+        record["metrics"] = metrics(request, image, results)
         write_record(temporary / RECORD, record)
     return folder
 
@@ -266,6 +269,22 @@ def paint_command(settings: Settings) -> str:
     if settings["labels"]:
         words += ["--class", str(settings["labels"][0])]
     return command_line({**settings, "labels": None}, settings["task"], words)
+
+
+def metrics(request: PaintRequest, image: Image.Image, results: Sequence[Image.Image]) -> dict[str, float]:
+    """What can be said of results whose truth is not known, in 8-bit levels.
+
+    ``diversity`` is the mean distance of two results, as root mean square of their differences; ``consistency_error``
+    how far the reductions of upscaled results are from the picture, at most.
+    """
+    found = {}
+    pixels = torch.stack([to_pixels(result) for result in results])
+    if len(results) > 1:
+        found["diversity"] = round(diversity(pixels[None]).item(), 2)
+    if request.task == "upscale":
+        given = to_pixels(image).expand(len(results), -1, -1, -1)
+        found["consistency_error"] = round(consistency_error(pixels, given).max().item(), 2)
+    return found
 
 
 # Display

@@ -43,6 +43,7 @@ def test_inpaint_keeps_the_rest_and_its_command_repeats_it(genaim, model, image)
         assert (after[hidden] != before[hidden]).any()
     record = read_record(folder / "record.json")
     assert record["settings"]["names"] == ["Dog"] and record["settings"]["task"] == "inpaint"
+    assert record["metrics"]["diversity"] > 0
     command = shlex.split(record["command"])
     assert command[:2] == ["genaim", "inpaint"]
     again = genaim(*command[1:], "--out", "again")
@@ -132,14 +133,19 @@ def test_a_single_pixel(genaim, model):
     assert done.code == 0, done.err
 
 
-def test_upscale_gives_the_picture_again_when_reduced(genaim, model, image):
+def test_upscale_gives_the_picture_again_when_reduced(genaim, model):
+    ramp = np.linspace(0, 255, 11 * 9).reshape(9, 11).astype(np.uint8)
+    image = Path("picture.png")
+    Image.fromarray(np.dstack([ramp, ramp[::-1], ramp, np.full_like(ramp, 255)]), "RGBA").save(image)
     done = genaim("upscale", image, "--factor", 2, "--model", model, "-n", 2)
     assert done.code == 0, done.err
     folder = Path("samples/picture-upscale-seed0")
     first, second = (Image.open(folder / f"0000{number}.png") for number in (0, 1))
     assert first.size == (22, 18) and first.mode == "RGBA"
     assert first.tobytes() != second.tobytes()
-    command = shlex.split(read_record(folder / "record.json")["command"])
+    record = read_record(folder / "record.json")
+    assert record["metrics"]["consistency_error"] <= 1 and record["metrics"]["diversity"] > 0
+    command = shlex.split(record["command"])
     assert genaim(*command[1:], "--out", "again").code == 0
     assert content(Path("again")) == content(folder)
     done = genaim("upscale", image, "--factor", 3, "--model", model)
