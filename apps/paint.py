@@ -1,11 +1,11 @@
 """`genaim inpaint`, `outpaint`, `edit`, `upscale`: pictures changed by a model, with a record that repeats it."""
 
+import math
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +14,7 @@ from PIL import Image
 from apps.folders import RECORD, check_replaceable, hash_file, written_whole
 from apps.progress import make_progress
 from apps.request import SampleRequest, Settings, command_line, resolve
-from apps.sample import free_folder, introduction, make_record, write_record
-from genaim.core.hardware import pick_device, pick_dtype
+from apps.sample import free_folder, introduction, load_for, make_record, write_record
 from genaim.core.order import Step
 from genaim.core.progress import Progress
 from genaim.data.grid import contact_sheet
@@ -24,11 +23,11 @@ from genaim.evaluation.inpainting import diversity
 from genaim.evaluation.upscaling import consistency_error
 from genaim.heads import SamplingOptions
 from genaim.models import GenerativeModel
-from genaim.pretrained import load_generator
 from genaim.tokenizers import fingerprint
-from samplers.canvas import editable, to_pixels
+from samplers.canvas import check_depth, editable, to_pixels
+from samplers.decode import StepCallback
 from samplers.generate import Sampling
-from samplers.inpaint import Mask, edit, extend, inpaint, outpaint, to_hidden
+from samplers.inpaint import Mask, edit, extend, guidance_of, inpaint, outpaint, to_hidden
 from samplers.labels import class_numbers
 from samplers.super_resolve import check_factor, super_resolve
 
@@ -90,13 +89,9 @@ def paint(request: PaintRequest, out: Path | None = None) -> Path:
         check_replaceable(out)
     image = read_picture(request.image)
     mask = read_mask(request, image)
-    device = pick_device(request.sampling.device)
-    dtype = pick_dtype(request.sampling.dtype, device)
     progress = make_progress(sys.stderr)
-    began = time.perf_counter()
-    model = load_generator(request.sampling.model, device=device, progress=progress)
-    loaded = time.perf_counter() - began
-    settings = paint_settings(request, model, device, dtype)
+    model, dtype, loaded = load_for(request.sampling, progress)
+    settings = paint_settings(request, model, dtype)
     folder = out or free_folder(settings, f"{request.image.stem}-{request.task}")
     with written_whole(folder) as temporary:
         progress.say(f"{request.task} {request.image.name}: {introduction(settings)}")
@@ -111,7 +106,7 @@ def paint(request: PaintRequest, out: Path | None = None) -> Path:
         files["sheet.png"] = hash_file(temporary / "sheet.png")
         record = make_record(settings, files, {"load": round(loaded, 3), "sample": round(seconds, 3)})
         record["command"] = paint_command(settings)
-        record["metrics"] = metrics(request, image, results)
+        record["metrics"] = metrics(request, image, mask, results)
         write_record(temporary / RECORD, record)
     return folder
 
@@ -127,6 +122,7 @@ def run(
 ) -> list[Image.Image]:
     """The results, as the samplers give them."""
     label = settings["labels"][0] if settings["labels"] else None
+    count, batches = settings["count"], math.ceil(settings["count"] / settings["batch_size"])
     sampling: Sampling = {
         "seed": settings["seed"],
         "batch_size": settings["batch_size"],
@@ -134,32 +130,68 @@ def run(
         "guidance_scale": settings["guidance_scale"],
         "num_steps": settings["num_steps"],
         "dtype": dtype,
-        "on_step": _told(progress),
     }
-    count = settings["count"]
     try:
+        if request.task == "upscale":
+            return upscale(request, model, image, label, count, sampling, progress)
+        sampling["on_step"] = count_steps(progress, 1 if request.task == "outpaint" else batches)
         if request.task == "outpaint":
             return outpaint(model, image, label, n=count, **request.sides, **sampling)
         if request.task == "edit":
             assert label is not None
             return edit(model, image, label, mask, strength=request.strength, n=count, **sampling)
-        if request.task == "upscale":
-            given = (model, image, request.factor, label)
-            starts = [index * FIRST_TILE for index in range(count)]
-            return [
-                super_resolve(*given, first_index=start, consistent=request.consistent, **sampling) for start in starts
-            ]
         assert mask is not None
         return inpaint(model, image, mask, label, n=count, **sampling)
     finally:
         progress.stop()
 
 
-def _told(progress: Progress) -> Any:
+def upscale(
+    request: PaintRequest,
+    model: GenerativeModel,
+    image: Image.Image,
+    label: int | None,
+    count: int,
+    sampling: Sampling,
+    progress: Progress,
+) -> list[Image.Image]:
+    """The enlarged picture, ``count`` times."""
+    results: list[Image.Image] = []
+    started: list[bool] = []
+
+    def report(done: int, tiles: int) -> None:
+        if not started:
+            progress.start("enlarging tiles", 0, tiles * count)
+            started.append(True)
+        progress.advance(len(results) * tiles + done, {})
+
+    for index in range(count):
+        results.append(
+            super_resolve(
+                model,
+                image,
+                request.factor,
+                label,
+                first_index=index * FIRST_TILE,
+                consistent=request.consistent,
+                report=report,
+                **sampling,
+            )
+        )
+    return results
+
+
+def count_steps(progress: Progress, batches: int) -> StepCallback:
+    """Shows the steps of so many batches as one bar; further batches begin another."""
+    done = 0
+
     def on_step(step: Step, tokens: torch.Tensor) -> None:
-        if step.number == 0:
-            progress.start("painting", 0, step.total)
-        progress.advance(step.number + 1, {})
+        nonlocal done
+        if done % (batches * step.total) == 0:
+            progress.start("painting", 0, batches * step.total)
+            done = 0
+        done += 1
+        progress.advance(done, {})
 
     return on_step
 
@@ -175,12 +207,14 @@ def read_picture(path: Path) -> Image.Image:
         OSError: If it cannot be read.
     """
     try:
-        image = open_image(path)
+        data = path.read_bytes()
+        image = open_image(data)
     except Exception as error:  # Pillow's plugins raise many types
         if isinstance(error, OSError) and error.filename is not None:
             raise
         raise ValueError(f"'{path}' cannot be read as a picture: {error}") from None
     try:
+        check_depth(data)
         return editable(image)
     except ValueError as error:
         raise ValueError(f"'{path}': {error}") from None
@@ -222,17 +256,19 @@ def box_mask(box: str, image: Image.Image) -> np.ndarray:
     return mask
 
 
-def paint_settings(request: PaintRequest, model: GenerativeModel, device: torch.device, dtype: torch.dtype) -> Settings:
+def paint_settings(request: PaintRequest, model: GenerativeModel, dtype: torch.dtype) -> Settings:
     """Everything that decides the results, JSON-able.
 
     Raises:
-        ValueError: If the model has no such class.
+        ValueError: If the model has no such class, or there is guidance to no class.
     """
-    settings = resolve(request.sampling, model.config, fingerprint(model), device, dtype)
+    settings = resolve(request.sampling, model.config, fingerprint(model), model.device, dtype)
     numbers = [] if request.label is None else class_numbers([request.label], model.config)
     if len(numbers) > 1:
         raise ValueError(f"--class '{request.label}' names {len(numbers)} classes; give one.")
     names = model.config.class_names
+    if not numbers and not (request.task == "upscale" and model.config.low_res):
+        settings["guidance_scale"] = guidance_of(None, request.sampling.guidance_scale)
     settings["labels"] = numbers or None
     settings["names"] = [names[i] for i in numbers] if names and numbers else None
     settings["task"] = request.task
@@ -271,20 +307,31 @@ def paint_command(settings: Settings) -> str:
     return command_line({**settings, "labels": None}, settings["task"], words)
 
 
-def metrics(request: PaintRequest, image: Image.Image, results: Sequence[Image.Image]) -> dict[str, float]:
+def metrics(
+    request: PaintRequest, image: Image.Image, mask: Mask | None, results: Sequence[Image.Image]
+) -> dict[str, float]:
     """What can be said of results whose truth is not known, in 8-bit levels.
 
-    ``diversity`` is the mean distance of two results, as root mean square of their differences; ``consistency_error``
-    how far the reductions of upscaled results are from the picture, at most.
+    ``diversity`` is the mean distance of two results where they were painted, as root mean square of the differences;
+    ``consistency_error`` how far the reductions of upscaled results are from the picture, at most.
     """
     found = {}
-    pixels = torch.stack([to_pixels(result) for result in results])
     if len(results) > 1:
-        found["diversity"] = round(diversity(pixels[None]).item(), 2)
+        hidden = hidden_of(request, image, mask)
+        painted = [to_pixels(result)[:, hidden if request.task != "upscale" else slice(None)] for result in results]
+        found["diversity"] = round(diversity(torch.stack(painted)[None]).item(), 2)
     if request.task == "upscale":
-        given = to_pixels(image).expand(len(results), -1, -1, -1)
-        found["consistency_error"] = round(consistency_error(pixels, given).max().item(), 2)
+        given = to_pixels(image)[None]
+        errors = (consistency_error(to_pixels(result)[None], given).max().item() for result in results)
+        found["consistency_error"] = round(max(errors), 2)
     return found
+
+
+def hidden_of(request: PaintRequest, image: Image.Image, mask: Mask | None) -> torch.Tensor:
+    """What was painted, (H, W) bool, of the size of the results of all tasks but upscaling."""
+    if request.task == "outpaint":
+        return torch.from_numpy(extend(image, **request.sides)[1])
+    return torch.ones(image.height, image.width, dtype=torch.bool) if mask is None else to_hidden(mask, image)
 
 
 # Display
@@ -292,7 +339,7 @@ def metrics(request: PaintRequest, image: Image.Image, results: Sequence[Image.I
 
 def sheet(request: PaintRequest, image: Image.Image, mask: Mask | None, results: Sequence[Image.Image]) -> Image.Image:
     """The picture, what was hidden of it, and the results; of upscaling, bicubic enlargement and the results."""
-    pictures = [*before(request, image, mask, results[0].size), *map(to_rgb, results)]
+    pictures = [*before(request, image, mask, results[0].size), *(to_rgb(result).copy() for result in results)]
     limit = THUMBNAIL * (2 if request.task == "upscale" else 1)
     for picture in pictures:
         picture.thumbnail((limit, limit))
@@ -303,10 +350,9 @@ def before(request: PaintRequest, image: Image.Image, mask: Mask | None, size: t
     """What the results are compared with, of the same size."""
     if request.task == "upscale":
         return [to_rgb(image).resize(size, how) for how in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC)]
+    hidden = hidden_of(request, image, mask).numpy()
     if request.task == "outpaint":
-        image, hidden = extend(image, **request.sides)
-    else:
-        hidden = np.ones((image.height, image.width), bool) if mask is None else to_hidden(mask, image).numpy()
+        image, _ = extend(image, **request.sides)
     marked = np.array(to_rgb(image))
     marked[hidden] = HIDDEN_COLOUR
     shown = [] if request.task == "outpaint" else [to_rgb(image).copy()]

@@ -120,8 +120,13 @@ def read_request(path: Path) -> SampleRequest:
     Raises:
         ValueError: If the file is not a record.
     """
+    record = read_record(path)
+    if "task" in record.get("settings", {}):
+        raise ValueError(
+            f"'{path}' is a record of a changed picture; repeat it by its command: {record.get('command')}"
+        )
     try:
-        settings = read_record(path)["settings"]
+        settings = record["settings"]
         options = settings["options"]
         return SampleRequest(
             model=settings["model"],

@@ -54,11 +54,8 @@ def sample(request: SampleRequest, out: Path | None = None) -> Path:
     request.check()
     if out is not None:
         check_replaceable(out)
-    device = pick_device(request.device)
-    dtype = pick_dtype(request.dtype, device)
     progress = make_progress(sys.stderr)
-    began = time.perf_counter()
-    model = load_generator(request.model, device=device, progress=progress)
+    model, dtype, loaded = load_for(request, progress)
     weights = fingerprint(model)
     if request.weights not in (None, weights):
         raise ValueError(
@@ -66,8 +63,7 @@ def sample(request: SampleRequest, out: Path | None = None) -> Path:
         )
     if model.config.low_res is not None:
         raise ValueError(f"model '{request.model}' enlarges pictures and draws none by itself; use genaim upscale.")
-    loaded = time.perf_counter() - began
-    settings = resolve(request, model.config, weights, device, dtype)
+    settings = resolve(request, model.config, weights, model.device, dtype)
     folder = out or free_folder(settings)
     with written_whole(folder) as temporary:
         progress.say(introduction(settings))
@@ -84,6 +80,15 @@ def sample(request: SampleRequest, out: Path | None = None) -> Path:
         record = make_record(settings, files, {"load": round(loaded, 3), "sample": round(seconds, 3)})
         write_record(temporary / RECORD, record)
     return folder
+
+
+def load_for(request: SampleRequest, progress: Progress) -> tuple[GenerativeModel, torch.dtype, float]:
+    """The model of a request on its device, the number format, and the seconds that loading took."""
+    device = pick_device(request.device)
+    dtype = pick_dtype(request.dtype, device)
+    began = time.perf_counter()
+    model = load_generator(request.model, device=device, progress=progress)
+    return model, dtype, time.perf_counter() - began
 
 
 def draw(model: GenerativeModel, settings: Settings, dtype: torch.dtype, progress: Progress) -> Iterator[Image.Image]:

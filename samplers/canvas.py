@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from genaim.data.transforms import to_rgb
+from genaim.data.transforms import tensor_to_pil, to_rgb
 
 WHOLE_UP_TO = 4  # a picture of up to this many times the model's side is seen whole
 CONTEXT = 2  # else the window is this many times the hole
@@ -159,21 +159,31 @@ def to_pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(array).permute(2, 0, 1) / 127.5 - 1
 
 
+def check_depth(data: bytes) -> None:
+    """Raises ValueError for a PNG file of 16 bits a channel, which Pillow opens as one of 8 if it has colour."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10":
+        raise ValueError("the picture has 16 bits a channel; save it with 8 bits.")
+
+
 def editable(image: Image.Image) -> Image.Image:
-    """The picture in a mode that painted pixels can be put into: palettes become RGB or RGBA, bilevel becomes grey.
+    """The picture in a mode that painted pixels can be put into, with its transparency as a channel.
+
+    Palettes become RGB or RGBA, bilevel becomes grey; of a phone's picture in several views (MPO) the first is taken.
 
     Raises:
         ValueError: If it is an animation, or its pixels have more than 8 bits.
     """
     frames = getattr(image, "n_frames", 1)
-    if frames > 1:
+    if frames > 1 and image.format != "MPO":
         raise ValueError(f"the picture is an animation of {frames} frames; save one of them.")
-    if image.mode in PASTED_MODES:
-        return image
     if image.mode == "F" or image.mode.startswith("I"):
         raise ValueError(f"the picture has more than 8 bits a channel (mode {image.mode}); save it with 8 bits.")
     if image.mode == "1":
-        return image.convert("L")
+        image = image.convert("L")
+    if "transparency" in image.info and image.mode in ("L", "RGB"):  # one colour stands for transparent
+        return image.convert("LA" if image.mode == "L" else "RGBA")
+    if image.mode in PASTED_MODES:
+        return image
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
@@ -182,13 +192,21 @@ def paste(image: Image.Image, pixels: Tensor, hidden: Tensor) -> Image.Image:
 
     Args:
         image: In a mode of `PASTED_MODES`.
-        pixels: (3, H, W) in [-1, 1].
+        pixels: (3, H, W) in [-1, 1], what is seen on white.
         hidden: (H, W) bool.
     """
-    values = ((pixels.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    painted = Image.fromarray(values.cpu().numpy()).convert("L" if image.mode == "LA" else image.mode)
     if "A" in image.mode:
-        painted.putalpha(image.getchannel("A"))
+        alpha = image.getchannel("A")
+        pixels = off_white(pixels, torch.from_numpy(np.array(alpha, dtype=np.float32)) / 255)
+    painted = tensor_to_pil(pixels[None])[0].convert(image.mode.removesuffix("A"))
+    if "A" in image.mode:
+        painted.putalpha(alpha)
     result = image.copy()
     result.paste(painted, mask=Image.fromarray(hidden.cpu().numpy()))
     return result
+
+
+def off_white(pixels: Tensor, alpha: Tensor) -> Tensor:
+    """Colours that, laid on white with an alpha (H, W) in [0, 1], are seen as ``pixels`` (..., H, W) in [-1, 1]."""
+    alpha = alpha.to(pixels)
+    return torch.where(alpha > 0, 1 - (1 - pixels) / alpha.clamp_min(1e-6), pixels)

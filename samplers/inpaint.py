@@ -8,6 +8,7 @@ What a model makes of known tokens is its own: masked models and causal models t
 first step, scales and plain raster models in their turn (`GenerativeModel.context`).
 """
 
+from collections.abc import Iterator
 from typing import Unpack
 
 import numpy as np
@@ -17,11 +18,13 @@ from torch import Tensor
 
 from genaim.core.noise import NoiseSource
 from genaim.models import GenerativeModel, Given
-from samplers.canvas import FEATHER, Window, close_seam, editable, fill_holes, paste, to_field, to_pixels
+from genaim.pretrained import bundled
+from genaim.pretrained.store import read_config
+from samplers.canvas import FEATHER, WHOLE_UP_TO, Window, close_seam, editable, fill_holes, paste, to_field, to_pixels
 from samplers.generate import Sampling, generate
 
 Mask = Image.Image | np.ndarray | Tensor
-"""What to paint, of the picture's size: white (128 and more) or True."""
+"""What to paint, of the picture's size: white (128 and more) and not transparent, or True."""
 
 SKETCH_DRAW = 1 << 40  # the draws that choose what an edit keeps; decoding counts its own from 0
 
@@ -58,7 +61,9 @@ def complete(
         ValueError: If an argument does not fit the model or is out of its range.
     """
     if not 0 <= strength <= 1:
-        raise ValueError(f"strength must be in [0, 1], not {strength}; 1 paints anew, 0 keeps what is there.")
+        raise ValueError(f"strength must be in [0, 1], not {strength}; 1 paints anew, 0 keeps all tokens.")
+    if model.low_res_prefix is not None:
+        raise ValueError(f"the model enlarges pictures and cannot complete them; take {', '.join(completers())}.")
     tokenizer = model.eval().tokenizer
     images, keep = images.to(model.device), keep.to(model.device)
     known = tokenizer.known_tokens(keep, grow)
@@ -81,6 +86,7 @@ def inpaint(
     n: int = 1,
     strength: float = 1.0,
     first_index: int = 0,
+    unseen: np.ndarray | None = None,
     **sampling: Unpack[Sampling],
 ) -> list[Image.Image]:
     """Paints the masked part of a picture of any size, several times.
@@ -96,6 +102,7 @@ def inpaint(
         n: Number of results.
         strength: Below 1, the results keep a sketch of what is under the mask, see `complete`.
         first_index: Index of the first result, which keys its noise.
+        unseen: Pixels that are neither painted nor looked at, (H, W) bool; None where there are none.
         sampling: As in `generate`.
 
     Returns:
@@ -108,15 +115,13 @@ def inpaint(
         raise ValueError(f"n must be 1 or more results, not {n}.")
     image = editable(image)
     hidden = to_hidden(mask, image)
-    pixels, field = to_pixels(image), model.tokenizer.image_size
-    window = Window.around(hidden, field)
-    keep = window.crop(~hidden)[None]  # False beyond the picture
-    original = window.crop(pixels)[None]
-    seen = original if strength < 1 else fill_holes(original, keep)
-    small, small_keep = to_field(seen, keep, field)
     labels = torch.full((n,), label_or_null(model, label))
-    if label is None:
-        sampling["guidance_scale"] = 1.0  # both branches would be the same
+    sampling["guidance_scale"] = guidance_of(label, sampling.get("guidance_scale"))
+    field, window = model.tokenizer.image_size, Window.around(hidden, model.tokenizer.image_size)
+    there = torch.ones_like(hidden) if unseen is None else ~torch.from_numpy(unseen)
+    original, keep = window.crop(to_pixels(image))[None], window.crop(there & ~hidden)[None]
+    known = window.crop(there)[None] if strength < 1 else keep  # nothing is known beyond the picture
+    small, small_keep = to_field(fill_holes(original, known), keep, field)
     painted = complete(
         model,
         small.expand(n, -1, -1, -1),
@@ -151,7 +156,7 @@ def edit(
         label: The new class, in [0, num_classes).
         mask: Where to change the picture; None is everywhere.
         strength: 1 paints anew; below, a sketch of the picture is kept: its coarse scales (VAR) or a share of its
-            tokens; 0 keeps everything.
+            tokens; 0 keeps all, and the picture comes back as the tokenizer reconstructs it.
         n: Number of results.
         sampling: As in `generate`.
 
@@ -181,8 +186,9 @@ def outpaint(
 ) -> list[Image.Image]:
     """Continues a picture beyond its sides.
 
-    A step adds at most half of the model's side, or of the picture's shorter side where that is larger, to each side;
-    so every step sees at least as much of the picture as it paints.
+    In steps that add at most a quarter of the shorter side to each side, so that every step sees about as much of the
+    picture as it paints. A picture of more than four times the model's side is continued piece by piece instead, each
+    half as large as the model's side and seen in a window of that side, so that no detail is lost.
 
     Args:
         model: Any genaim generator.
@@ -209,15 +215,46 @@ def outpaint(
     if n < 1:
         raise ValueError(f"n must be 1 or more results, not {n}.")
     image = editable(image)
-    step = max(model.tokenizer.image_size, min(image.size)) // 2
-    results = [image] * n
+    results, piece, field = [image] * n, 0, model.tokenizer.image_size
     while max(sides):
-        added = [min(side, step) for side in sides]
-        for index, before in enumerate(results):
-            larger, mask = extend(before, *added)
-            results[index] = inpaint(model, larger, mask, label, first_index=index, **sampling)[0]
+        width, height = results[0].size
+        large = max(width, height) > WHOLE_UP_TO * field
+        added = [min(side, field // 2 if large else max(1, min(width, height) // 4)) for side in sides]
+        size = field // 2 if large else max(width + added[0] + added[2], height + added[1] + added[3])
+        larger, new = extend(results[0], *added)
+        results = [larger, *(extend(result, *added)[0] for result in results[1:])]
+        for mask, unseen in pieces(new, size):
+            for index, before in enumerate(results):
+                first = index + (piece << 20)  # every piece has noise of its own
+                results[index] = inpaint(model, before, mask, label, first_index=first, unseen=unseen, **sampling)[0]
+            piece += 1
         sides = [side - new for side, new in zip(sides, added, strict=True)]
     return results
+
+
+def pieces(new: np.ndarray, side: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Cuts what is to be painted (H, W) into squares, those that touch most of the picture first.
+
+    Yields:
+        What to paint, and what is not painted yet besides, (H, W) bool each.
+    """
+    left, (height, width) = new.copy(), new.shape
+    squares = [(slice(y, y + side), slice(x, x + side)) for y in range(0, height, side) for x in range(0, width, side)]
+    squares = [square for square in squares if new[square].any()]
+    while squares:
+        squares.sort(key=lambda square: _unknown_around(left, *square))
+        mask = np.zeros_like(new)
+        square = squares.pop(0)
+        mask[square] = new[square]
+        left[square] = False
+        yield mask, left.copy()
+
+
+def _unknown_around(left: np.ndarray, rows: slice, columns: slice) -> float:
+    """Share of what is not there yet in a square and as much around it."""
+    reach = (rows.stop - rows.start) // 2
+    part = left[max(0, rows.start - reach) : rows.stop + reach, max(0, columns.start - reach) : columns.stop + reach]
+    return float(part.mean())
 
 
 def extend(image: Image.Image, left: int, top: int, right: int, bottom: int) -> tuple[Image.Image, np.ndarray]:
@@ -225,6 +262,7 @@ def extend(image: Image.Image, left: int, top: int, right: int, bottom: int) -> 
     size = (image.width + left + right, image.height + top + bottom)
     ground = tuple(255 if band == "A" else 0 for band in image.getbands())
     larger = Image.new(image.mode, size, ground if len(ground) > 1 else ground[0])
+    larger.info.update(image.info)  # the colour profile
     larger.paste(image, (left, top))
     mask = np.ones((size[1], size[0]), dtype=bool)
     mask[top : top + image.height, left : left + image.width] = False
@@ -238,8 +276,9 @@ def to_hidden(mask: Mask, image: Image.Image) -> Tensor:
         ValueError: If it is empty, of another size than the picture, or covers transparent pixels only.
     """
     if isinstance(mask, Image.Image):
-        mask = np.asarray(mask.convert("L")) >= 128
-    hidden = torch.as_tensor(np.asarray(mask))
+        grey = editable(mask).convert("RGBA").convert("LA")
+        mask = np.all(np.asarray(grey) >= 128, axis=-1)
+    hidden = mask.cpu() if isinstance(mask, Tensor) else torch.from_numpy(np.asarray(mask))
     if hidden.dtype != torch.bool or hidden.dim() != 2:
         raise ValueError(f"the mask is {hidden.dtype} {tuple(hidden.shape)}; give an image, or a (H, W) bool array.")
     if tuple(hidden.shape) != (image.height, image.width):
@@ -268,6 +307,25 @@ def label_or_null(model: GenerativeModel, label: int | None) -> int:
     if not 0 <= label < classes:
         raise ValueError(f"class {label} is not in 0 to {classes - 1}." if classes else "the model has no classes.")
     return label
+
+
+def guidance_of(label: int | None, guidance_scale: float | None) -> float | None:
+    """The guidance scale of a label: off for None, where both branches would be the same.
+
+    Raises:
+        ValueError: If guidance is asked for and there is no label.
+    """
+    if label is not None:
+        return guidance_scale
+    if guidance_scale not in (None, 1.0):
+        raise ValueError(f"guidance {guidance_scale:g} needs a class to be guided to; give one, or leave guidance out.")
+    return 1.0
+
+
+def completers() -> list[str]:
+    """Names of the bundled generators that can complete pictures."""
+    configs = {name: read_config(folder) for name, folder in bundled().items()}
+    return [name for name, c in configs.items() if c["kind"] == "generator" and not c["model"].get("low_res")]
 
 
 def _resize(images: Tensor, side: int) -> Tensor:

@@ -10,8 +10,10 @@ def class_numbers(asked: Sequence[str], config: GeneratorConfig) -> list[int]:
     """Numbers of classes given by name (in any case) or number, one or several to a text, with commas.
 
     Raises:
-        ValueError: If there is no such class.
+        ValueError: If there is no such class, or there are none.
     """
+    if asked and not config.num_classes:
+        raise ValueError(f"the model has no classes; leave out '{asked[0]}'.")
     names = [name.casefold() for name in config.class_names or ()]
     numbers = []
     for text in asked:

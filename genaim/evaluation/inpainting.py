@@ -4,6 +4,7 @@ Telea's method is OpenCV's, biharmonic interpolation that of scikit-image.
 """
 
 from collections.abc import Callable
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -47,11 +48,13 @@ def diversity(results: Tensor) -> Tensor:
     """Mean distance of every two results of an image, as root mean square of the differences in 8-bit levels, (B,).
 
     Args:
-        results: (B, n, 3, H, W) in [-1, 1], n at least 2.
+        results: (B, n, ...) in [-1, 1], n at least 2: whole images, or the values inside the hole.
     """
-    first, second = torch.triu_indices(results.shape[1], results.shape[1], 1)
-    squares = (results[:, first] - results[:, second]).square().flatten(2).mean(2)
-    return (squares.sqrt() * 127.5).mean(1)
+    distances = [
+        (results[:, i] - results[:, j]).square().flatten(1).mean(1).sqrt() * 127.5
+        for i, j in combinations(range(results.shape[1]), 2)
+    ]
+    return torch.stack(distances).mean(0)
 
 
 def mean_colour(images: Tensor, keep: Tensor) -> Tensor:

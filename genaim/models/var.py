@@ -180,20 +180,24 @@ class VAR(GenerativeModel):
             return self._loss(tokens, labels, prefix, noise)
         coarse = noise.uniform() < self.config.coarse_share
         ends = ((~coarse, self.order.num_tokens), (coarse, sum(self.order.sizes[: self.config.coarse_scales])))
-        losses = [
-            self._loss(tokens[rows, :end], labels[rows], None if prefix is None else prefix[rows], None)
-            for rows, end in ends
-            if bool(rows.any())
-        ]
-        return losses[0] if len(losses) == 1 else losses[0] + losses[1]
+        fine, rough = (self._loss_of(rows, tokens[:, :end], labels, prefix) for rows, end in ends)
+        return fine + rough
 
-    def _loss(self, tokens: Tensor, labels: Tensor, prefix: Tensor | None, noise: Noise | None) -> Loss:
+    def _loss_of(self, rows: Tensor, tokens: Tensor, labels: Tensor, prefix: Tensor | None) -> Loss:
+        """The loss of some rows. Without any, of the first with weight 0: all processes compute the same parts."""
+        some = bool(rows.any())
+        index = rows.nonzero().flatten() if some else torch.zeros(1, dtype=torch.int64, device=rows.device)
+        return self._loss(tokens[index], labels[index], None if prefix is None else prefix[index], None, float(some))
+
+    def _loss(
+        self, tokens: Tensor, labels: Tensor, prefix: Tensor | None, noise: Noise | None, weight: float = 1.0
+    ) -> Loss:
         with torch.no_grad():
             inputs = self.tokenizer.scale_inputs(tokens)[:, : tokens.shape[1] - self.order.sizes[0]]
-        losses = self.head.loss(self(inputs, labels, noise, prefix), tokens)  # (B, n)
+        losses = weight * self.head.loss(self(inputs, labels, noise, prefix), tokens)  # (B, n)
         scales = losses.detach().split(self.order.sizes[: len(self.tokenizer.split(tokens))], dim=1)
-        parts = {f"scale_{k + 1}": (s.sum(), s.new_full((), s.numel())) for k, s in enumerate(scales)}
-        return Loss(losses.sum(), losses.new_full((), losses.numel()), parts)
+        parts = {f"scale_{k + 1}": (s.sum(), s.new_full((), weight * s.numel())) for k, s in enumerate(scales)}
+        return Loss(losses.sum(), losses.new_full((), weight * losses.numel()), parts)
 
     def context(self, known: Tensor) -> Tensor:
         """None: every scale is fed whole, in its turn."""

@@ -136,7 +136,7 @@ class MultiScaleVQ(TrainableTokenizer):
 
     def encode_latent(self, images: Tensor) -> Tensor:
         """The latent that is quantised, (B, C, h, w) float32 (quantisation is float32 even under autocast)."""
-        return at_least_float32(self.quant_conv(self.encoder(images)))
+        return at_least_float32(self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype))))
 
     def decode_latent(self, latent: Tensor) -> Tensor:
         """Images of a latent, (B, 3, H, W), not clamped."""

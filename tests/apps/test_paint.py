@@ -101,10 +101,12 @@ def test_other_colour_modes(genaim, model):
         (["inpaint", "text.png", "--box", "0,0,1,1"], "'text.png' cannot be read as a picture"),
         (["inpaint", "cut.png", "--box", "0,0,1,1"], "'cut.png' cannot be read as a picture"),
         (["inpaint", "missing.png", "--box", "0,0,1,1"], "'missing.png': No such file"),
-        (["inpaint", "deep.png", "--box", "0,0,1,1"], "'deep.png': the picture has more than 8 bits a channel"),
+        (["inpaint", "deep.png", "--box", "0,0,1,1"], "'deep.png': the picture has 16 bits a channel"),
         (["inpaint", "moving.gif", "--box", "0,0,1,1"], "'moving.gif': the picture is an animation of 2 frames"),
         (["inpaint", "bomb.png", "--box", "0,0,1,1"], "Image size (400000000 pixels) exceeds limit"),
         (["inpaint", "clear.png", "--box", "0,0,1,1"], "transparent pixels only"),
+        (["inpaint", "picture.png", "--box", "0,0,1,1", "--guidance", "3"], "guidance 3 needs a class"),
+        (["sample", "--from-record", "record.json"], "repeat it by its command: genaim edit"),
         (["outpaint", "picture.png"], "give pixels to add"),
         (["outpaint", "picture.png", "--left", "-3"], "--left"),
         (["edit", "picture.png"], "--class"),
@@ -117,14 +119,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(genaim, model, image, argument
     Path("text.png").write_text("no picture")
     Path("cut.png").write_bytes(image.read_bytes()[:200])
     Image.new("I;16", (9, 9)).save("deep.png")
+    Path("record.json").write_text(
+        '{"format": "genaim sample 1", "settings": {"task": "edit"}, "command": "genaim edit a.png"}'
+    )
     Image.new("RGBA", (9, 9)).save("clear.png")
     Image.new("L", (9, 9)).save("moving.gif", save_all=True, append_images=[Image.new("L", (9, 9), 255)])
     if "bomb.png" in arguments:
         Image.new("1", (20000, 20000)).save("bomb.png")
-    done = genaim(*arguments, "--model", model)
+    done = genaim(*arguments, *(["--model", model] if arguments[0] != "sample" else []))
     assert done.code == 2
     assert message in done.err.splitlines()[-1]
     assert not list(Path().glob("samples/*")) and not list(Path().glob(".*"))
+    assert len(done.err.splitlines()) <= 2
 
 
 def test_a_single_pixel(genaim, model):
@@ -150,3 +156,26 @@ def test_upscale_gives_the_picture_again_when_reduced(genaim, model):
     assert content(Path("again")) == content(folder)
     done = genaim("upscale", image, "--factor", 3, "--model", model)
     assert done.code == 2 and "factor 3 does not divide" in done.err
+
+
+def test_figures_are_those_of_the_results_and_not_of_the_sheet(genaim, model):
+    """The sheet shrank the results before they were measured."""
+    ramp = np.linspace(0, 255, 300).astype(np.uint8)
+    Image.fromarray(np.dstack([np.tile(ramp, (300, 1))] * 3)).save("ramp.png")
+    done = genaim("inpaint", "ramp.png", "--box", "100,100,50,50", "--model", model, "-n", 2)
+    assert done.code == 0, done.err
+    folder = Path("samples/ramp-inpaint-seed0")
+    first, second = (np.asarray(Image.open(folder / f"0000{i}.png"), dtype=float) for i in (0, 1))
+    assert first.shape == (300, 300, 3)
+    inside = np.square(first - second)[100:150, 100:150].mean() ** 0.5
+    assert read_record(folder / "record.json")["metrics"]["diversity"] == pytest.approx(inside, abs=0.01)
+    assert read_record(folder / "record.json")["settings"]["guidance_scale"] == 1.0, "there is no class"
+
+
+def test_upscaling_shows_one_bar_for_all_tiles(genaim, model):
+    Image.new("RGB", (12, 5)).save("wide.png")
+    done = genaim("upscale", "wide.png", "--factor", 2, "--model", model, "-n", 2, "--batch-size", 1)
+    assert done.code == 0, done.err
+    lines = [line for line in done.err.splitlines() if line.startswith("enlarging tiles")]
+    totals = {line.split()[2].split("/")[1] for line in lines}
+    assert len(totals) == 1 and lines[-1].split()[2] == f"{max(totals)}/{max(totals)}"

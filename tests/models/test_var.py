@@ -152,6 +152,12 @@ def test_coarse_training_learns_the_first_scales_of_some_images() -> None:
     reference = whole.loss(tokens, labels, noise=NoiseSource(0, torch.arange(8)))
     for name in ("scale_1", "scale_2"):
         torch.testing.assert_close(loss.parts[name][0], reference.parts[name][0])
+    for share in (1e-9, 1 - 1e-9):  # a process whose rows are all of one kind reports the same parts as the others
+        extreme = make_var(tokenizer, drop_path=0.0, label_dropout=0.0, coarse_share=share, coarse_scales=2).train()
+        alike = extreme.loss(tokens, labels, noise=NoiseSource(0, torch.arange(8)))
+        assert list(alike.parts) == list(loss.parts)
+        assert int(alike.parts["scale_3"][1]) == (128 if share < 0.5 else 0)
+        assert int(alike.count) == 8 * (21 if share < 0.5 else 5)
     with pytest.raises(ValueError, match="coarse_share above 0 needs drop_path 0"):
         make_var(tokenizer, drop_path=0.1, coarse_share=0.5)
     coarse.eval()

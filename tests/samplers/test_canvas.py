@@ -1,11 +1,14 @@
 """Windows, holes and seams."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from samplers.canvas import Window, close_seam, editable, fill_holes, paste, to_field, to_pixels
+from genaim.data.transforms import open_image
+from samplers.canvas import Window, check_depth, close_seam, editable, fill_holes, paste, to_field, to_pixels
 
 
 def box(height: int, width: int, left: int, top: int, right: int, bottom: int) -> torch.Tensor:
@@ -87,13 +90,25 @@ def test_pasting_keeps_mode_alpha_and_everything_outside(mode: str) -> None:
     before, after = (np.asarray(x).reshape(10, 12, bands) for x in (image, result))
     assert result.mode == mode
     assert (after[~hidden.numpy()] == before[~hidden.numpy()]).all()
-    assert (to_pixels(result.convert("RGB"))[:, hidden] == -1).all()
-    if "A" in mode:
+    if "A" not in mode:
+        assert (to_pixels(result.convert("RGB"))[:, hidden] == -1).all()
+    else:
         assert (after[..., -1] == before[..., -1]).all()
 
 
 def test_modes() -> None:
     assert editable(Image.new("P", (4, 4))).mode == "RGB"
     assert editable(Image.new("1", (4, 4))).mode == "L"
+    for mode in ("RGB", "L"):
+        keyed = Image.new(mode, (4, 4))
+        keyed.info["transparency"] = (0, 0, 0) if mode == "RGB" else 0
+        assert editable(keyed).getchannel("A").getextrema() == (0, 0), "one colour stood for transparent"
+    views = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(views, "MPO", save_all=True, append_images=[Image.new("RGB", (4, 4))])
+    assert editable(open_image(views.getvalue())).mode == "RGB", "a phone's picture is no animation"
+    deep = io.BytesIO()
+    Image.new("I;16", (4, 4)).save(deep, "PNG")
+    with pytest.raises(ValueError, match="16 bits a channel"):
+        check_depth(deep.getvalue())
     with pytest.raises(ValueError, match="more than 8 bits a channel"):
         editable(Image.new("I;16", (4, 4)))

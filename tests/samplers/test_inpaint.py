@@ -1,5 +1,6 @@
 """Inpainting, outpainting and editing pictures of any size, with every model."""
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from PIL import Image
 from genaim.core.noise import NoiseSource
 from genaim.core.order import ORDERS
 from genaim.models import GenerativeModel
-from samplers.inpaint import complete, edit, extend, inpaint, outpaint
+from samplers.canvas import Window
+from samplers.inpaint import complete, edit, extend, inpaint, outpaint, pieces
 from tests.tiny import SINGLE_GRID, make_model, make_var
 
 MODELS = {
@@ -76,9 +78,67 @@ def test_a_result_does_not_depend_on_how_many_there_are(name: str) -> None:
     assert three[0].tobytes() != three[1].tobytes()
 
 
-def test_the_null_class_computes_no_guidance() -> None:
+def test_guidance_needs_a_class() -> None:
     image, mask, model = picture(8, 8), hole(8, 8, 2, 2, 6, 7), make_var()
-    assert inpaint(model, image, mask, guidance_scale=7.0)[0].tobytes() == inpaint(model, image, mask)[0].tobytes()
+    assert inpaint(model, image, mask, guidance_scale=1.0)[0].tobytes() == inpaint(model, image, mask)[0].tobytes()
+    with pytest.raises(ValueError, match="guidance 7 needs a class"):
+        inpaint(model, image, mask, guidance_scale=7.0)
+
+
+def test_a_sketch_sees_no_bars_beyond_the_picture() -> None:
+    """Grey beyond a picture that is not square was encoded with it."""
+    model = make_model("mar", SINGLE_GRID["patches"](), "gaussian_unit")
+    white = Image.new("RGB", (24, 13), "white")
+    assert np.asarray(edit(model, white, 0, strength=0.0)[0]).min() == 255
+
+
+def test_paint_under_alpha_looks_as_it_was_painted() -> None:
+    """It was laid on white twice."""
+    model = make_model("mar", SINGLE_GRID["patches"](), "gaussian_unit")
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 128))
+    assert edit(model, image, 0, strength=0.0)[0].tobytes() == image.tobytes()
+
+
+def test_every_step_of_an_outpainting_has_noise_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules[complete.__module__]
+    seen, original = [], module.complete
+
+    def spy(*arguments: Any, **options: Any) -> torch.Tensor:
+        seen.append(options["first_index"])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(module, "complete", spy)
+    outpaint(make_var(), picture(8, 8), 1, left=5, right=5, n=2)
+    assert len(seen) == 6 and len(set(seen)) == 6  # 2 more each, then 2, then 1
+
+
+def test_large_pictures_are_continued_at_the_models_own_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    windows, around = [], Window.around
+
+    def spy(hidden: torch.Tensor, field: int) -> Window:
+        windows.append(around(hidden, field))
+        return windows[-1]
+
+    monkeypatch.setattr(Window, "around", spy)
+    result = outpaint(make_var(), picture(40, 36), 1, left=7)[0]
+    assert result.size == (47, 36)
+    assert result.crop((7, 0, 47, 36)).tobytes() == picture(40, 36).tobytes()
+    assert len(windows) == 18 and {window.side for window in windows} == {8}  # 9 pieces of 4x4, twice
+    assert (np.asarray(result)[:, :7] > 0).any(axis=(1, 2)).all(), "all of it is painted"
+
+
+def test_pieces_cover_what_is_new_once() -> None:
+    new = np.zeros((20, 30), dtype=bool)
+    new[:, :9], new[:5] = True, True
+    masks, rest = zip(*pieces(new, 6), strict=True)
+    assert (sum(mask.astype(int) for mask in masks) == new).all()
+    for number, left in enumerate(rest):
+        assert (left == new & ~np.logical_or.reduce(masks[: number + 1])).all()
+
+
+def test_models_that_enlarge_cannot_complete() -> None:
+    with pytest.raises(ValueError, match="cannot complete them; take emoji-var"):
+        inpaint(make_var(low_res=4), picture(8, 8), hole(8, 8, 2, 2, 6, 7))
 
 
 @EACH
@@ -140,6 +200,8 @@ def test_extend() -> None:
         (np.ones((8, 9), dtype=bool), "the mask is 9x8, but the picture 8x8"),
         (np.ones((8, 8), dtype=np.uint8), "give an image, or a"),
         (Image.new("L", (8, 8), 127), "the mask is empty"),
+        (Image.new("RGBA", (8, 8), (255, 255, 255, 0)), "the mask is empty"),
+        (Image.new("I;16", (8, 8), 300), "more than 8 bits"),
     ],
 )
 def test_masks_that_fit_nothing(mask: Any, message: str) -> None:

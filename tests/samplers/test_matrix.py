@@ -11,6 +11,7 @@ from genaim.heads import HEADS as HEAD_REGISTRY
 from genaim.models import MODELS, VAR, GenerativeModel, VARConfig
 from samplers import generate
 from samplers.decode import decode
+from samplers.inpaint import complete
 from tests.tiny import HEADS, SINGLE_GRID, make_latents, make_model, make_tokenizer, make_var
 
 ORDERS = {
@@ -51,6 +52,17 @@ def test_bfloat16_weights_draw_and_have_a_loss(order: str, head: str, tokenizer:
     assert images.dtype == torch.float32 and images.isfinite().all() and images.std() > 0
     loss = model.loss(tokens, labels, noise=noise)
     assert loss.sum.dtype == torch.float32 and loss.sum.isfinite()
+    keep = torch.ones(2, 8, 8, dtype=torch.bool)
+    keep[:, :4] = False
+    scale = 1.0 if head in UNGUIDED else 2.0
+    assert complete(model, images, keep, labels, guidance_scale=scale)[:, :, :4].isfinite().all()
+
+
+def test_bfloat16_weights_of_scales_complete() -> None:
+    model = make_var().bfloat16()
+    keep = torch.ones(2, 8, 8, dtype=torch.bool)
+    keep[:, :4] = False
+    assert complete(model, torch.rand(2, 3, 8, 8), keep, torch.tensor([0, 4])).isfinite().all()
 
 
 @pytest.mark.parametrize(("order", "head", "tokenizer"), CASES)
