@@ -295,6 +295,28 @@ def bench(
     bench(model, repeats, json)
 
 
+@app.command()
+def demo(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|FOLDER", help="Model to offer; give it again for more. Default: all bundled."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen at; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Port to listen at. Default: a free one from 7860 on.")] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Open the web demo: generate, inpaint, outpaint and enlarge pictures in a browser."""
+    from importlib.util import find_spec
+
+    if find_spec("gradio") is None:
+        raise ValueError("the web demo needs Gradio, which is not installed; run: pip install 'genaim[demo]'")
+    from apps.demo import serve
+
+    serve(model or (), host, port, device)
+
+
 def _paint(context: typer.Context, task: str) -> None:
     """Runs a command that changes a picture; its parameters are the fields of a request."""
     from apps.paint import PaintRequest, paint

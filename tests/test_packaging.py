@@ -72,6 +72,7 @@ def test_the_wheel_carries_every_module_and_bundled_file(wheel: Path) -> None:
     bundled = ROOT / "genaim" / "pretrained" / "bundled"
     wanted |= {path.relative_to(ROOT).as_posix() for path in bundled.rglob("*") if path.is_file()}
     wanted |= {"genaim/pretrained/imagenet_classes.txt"}
+    wanted |= {f"apps/examples/{path.name}" for path in (ROOT / "apps" / "examples").iterdir()}
     wanted |= {f"genaim/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")} | {"genaim/py.typed"}
     carried = {name for name in ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert carried == wanted
