@@ -311,12 +311,10 @@ def add_examples(tab: str, models: Models, source: Any, settings: Settings) -> N
         example = examples[index]
         return [example.value(), *settings.of_model(example.model, example.class_name)]
 
-    shown.click(
-        take,
-        shown,
-        [source, settings.model, settings.class_name, settings.guidance, settings.temperature],
-        **QUIET,
-    )
+    controls = [settings.model, settings.class_name, settings.guidance, settings.temperature]
+    # the editor puts a mask in the place that its canvas had before; emptied, it has the size of the examples
+    emptied = shown.click(lambda: None, None, source, **QUIET)
+    emptied.then(take, shown, [source, *controls], **QUIET)
 
 
 def whole_painting(picture: Painted, strength: float) -> tuple[Image.Image, np.ndarray]:

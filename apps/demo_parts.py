@@ -24,6 +24,8 @@ BRUSH = "rgba(214, 51, 108, 0.5)"
 MAX_SEED = 2**31 - 1
 UNREAD_UPLOADS = 64  # edited pictures that a page has sent but no run has read yet
 HEIGHT = 420
+CANVAS = 128  # of an empty editor, by which it places the masks of examples
+BRUSH_SIZE = 8
 QUIET = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
 
 Painted = tuple[Image.Image | None, np.ndarray | None]
@@ -129,9 +131,9 @@ def make_painting(label: str) -> gr.ImageEditor:
         sources=("upload", "clipboard"),
         layers=False,
         transforms=(),
-        brush=gr.Brush(default_size="auto", colors=[BRUSH], default_color=BRUSH, color_mode="fixed"),
+        brush=gr.Brush(default_size=BRUSH_SIZE, colors=[BRUSH], default_color=BRUSH, color_mode="fixed"),
         eraser=gr.Eraser(),
-        canvas_size=(512, 512),
+        canvas_size=(CANVAS, CANVAS),
         height=HEIGHT + 80,
         buttons=["fullscreen"],
     )
@@ -237,6 +239,8 @@ class Results:
     gallery: gr.Gallery
     slider: gr.ImageSlider
     """Before and after."""
+    before: gr.State
+    """File of the picture before."""
     selected: gr.State
     """Number of the result that is looked at."""
     download: gr.DownloadButton
@@ -247,16 +251,16 @@ class Results:
 
     def __post_init__(self) -> None:
         """Follows the reader's choice among the results."""
-        self.gallery.select(self._pick, [self.gallery, self.slider], self._followers, **QUIET)
+        self.gallery.select(self._pick, [self.gallery, self.before], self._followers, **QUIET)
 
     def select_first_after(self, event: Any) -> None:
         """Looks at the first result when a run has ended."""
-        event.success(self._pick_first, [self.gallery, self.slider], self._followers, **QUIET)
+        event.success(self._pick_first, [self.gallery, self.before], self._followers, **QUIET)
 
     @property
     def outputs(self) -> list[Any]:
         """In the order that `show` gives."""
-        return [self.gallery, self.status, *[self.slider] * self.compares]
+        return [self.gallery, self.status, *[self.slider, self.before] * self.compares]
 
     def show(self, update: Update, name: str) -> list[Any]:
         """The values of the outputs for an update; results are files called ``name`` and a number."""
@@ -270,26 +274,26 @@ class Results:
         shown: list[Any] = [pictures, update.text]
         if not self.compares:
             return shown
-        return [*shown, (update.before, pictures[0]) if update.done else gr.skip()]
+        if not update.done or update.before is None:
+            return [*shown, gr.skip(), gr.skip()]
+        before = save_pil_to_cache(update.before, self.gallery.GRADIO_CACHE, name="before", format="png")
+        return [*shown, (before, pictures[0]), before]
 
     @property
     def _followers(self) -> list[Any]:
         return [self.selected, self.download, self.slider, *self.sends.values()]
 
-    def _pick_first(self, paths: Paths, compared: Any) -> list[Any]:
-        path = paths[0][0]
-        after = (compared[0], path) if compared else gr.skip()
-        return [
-            0,
-            gr.DownloadButton(value=path, interactive=True),
-            after,
-            *[gr.Button(interactive=True)] * len(self.sends),
-        ]
+    def _pick_first(self, paths: Paths, before: str | None) -> list[Any]:
+        return self._look(paths, before, 0)
 
-    def _pick(self, paths: Paths, compared: Any, event: gr.SelectData) -> list[Any]:
-        path = paths[event.index][0]
-        after = (compared[0], path) if compared else gr.skip()
-        return [event.index, gr.DownloadButton(value=path), after, *[gr.skip()] * len(self.sends)]
+    def _pick(self, paths: Paths, before: str | None, event: gr.SelectData) -> list[Any]:
+        return self._look(paths, before, event.index)
+
+    def _look(self, paths: Paths, before: str | None, number: int) -> list[Any]:
+        path = paths[number][0]
+        compared = gr.ImageSlider((before, path), visible=True) if before else gr.skip()
+        ready = [gr.Button(interactive=True)] * len(self.sends)
+        return [number, gr.DownloadButton(value=path, interactive=True), compared, *ready]
 
 
 def make_results(compares: bool, sends: list[str]) -> Results:
@@ -313,4 +317,4 @@ def make_results(compares: bool, sends: list[str]) -> Results:
     with gr.Row():
         download = gr.DownloadButton("Download", size="sm", interactive=False, min_width=110)
         buttons = {name: gr.Button(f"Use in {name}", size="sm", interactive=False, min_width=110) for name in sends}
-    return Results(status, gallery, slider, gr.State(0), download, buttons, compares)
+    return Results(status, gallery, slider, gr.State(), gr.State(0), download, buttons, compares)

@@ -119,6 +119,7 @@ def test_inpaint_with_less_strength_edits_the_whole(client: Client, tmp_path: Pa
     assert np.abs(opened(gallery)[0].astype(int) - np.asarray(expected[0])).mean() < 1
 
 
+@pytest.mark.slow
 def test_many_clients_at_once_get_what_each_gets_alone(page: Any, tmp_path: Path) -> None:
     model, dtype = load_generator(MODEL), page.jobs.models.dtype
 
