@@ -1,5 +1,6 @@
 """Pictures that come with the web demo, to try it without an upload; their licences are in ``examples/README.md``."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from apps.demo_jobs import ANY_CLASS, Models
+from apps.demo_jobs import ANY_CLASS
 
 FOLDER = Path(__file__).parent / "examples"
 PAINT = (214, 51, 108, 128)  # as the brush paints
@@ -20,16 +21,23 @@ class Example:
 
     name: str
     """Of the file; a painted mask is beside it, white where to paint."""
-    model: str
-    """Bundled model."""
+    models: tuple[str, ...]
+    """Bundled models, the best first."""
     class_name: str = ANY_CLASS
     """Class of the model."""
     painted: bool = False
     """Whether its mask comes with it; then it must be 128x128, see `CANVAS`."""
+    side: int | None = None
+    """Side to which the picture is reduced."""
+
+    def model(self, names: Sequence[str]) -> str | None:
+        """The best of its models among these."""
+        return next((model for model in self.models if model in names), None)
 
     def picture(self) -> Image.Image:
         """The picture."""
-        return Image.open(FOLDER / f"{self.name}.png")
+        picture = Image.open(FOLDER / f"{self.name}.png")
+        return picture if self.side is None else picture.resize((self.side, self.side), Image.Resampling.BICUBIC)
 
     def layer(self) -> Image.Image:
         """The mask as a layer of paint, RGBA."""
@@ -40,7 +48,7 @@ class Example:
     def value(self) -> Any:
         """What the tab's picture becomes."""
         if not self.painted:
-            return str(FOLDER / f"{self.name}.png")
+            return self.picture()
         # with a composite, the editor would take that for the picture, and the paint for a part of it
         return {"background": self.picture(), "layers": [self.layer()], "composite": None}
 
@@ -56,17 +64,21 @@ def over(picture: Image.Image, layer: Image.Image) -> Image.Image:
     return Image.alpha_composite(picture.convert("RGBA"), layer.convert("RGBA"))
 
 
+PAINTERS = ("emoji-var", "emoji-mar")
+ENLARGERS = ("emoji-sr4", "emoji-var")
+ANIMALS, PLACES = "Animals & Nature", "Travel & Places"
 EXAMPLES = {
     "Inpaint": [
-        Example("fox", "emoji-var", "Animals & Nature", painted=True),
-        Example("cat", "emoji-var", "Smileys & Emotion", painted=True),
-        Example("tulip", "emoji-var", "Animals & Nature", painted=True),
-        Example("digit", "mnist-aim", "3"),
+        Example("fox", PAINTERS, ANIMALS, painted=True),
+        Example("cat", PAINTERS, "Smileys & Emotion", painted=True),
+        Example("tulip", PAINTERS, ANIMALS, painted=True),
+        Example("digit", ("mnist-aim", "mnist-var"), "3"),
     ],
-    "Outpaint": [Example("fox", "emoji-var", "Animals & Nature"), Example("rocket", "emoji-var", "Travel & Places")],
+    "Outpaint": [Example("fox", PAINTERS, ANIMALS), Example("rocket", PAINTERS, PLACES)],
+    "Upscale": [Example(name, ENLARGERS, side=32) for name in ("fox", "rocket", "tulip", "volcano")],
 }
 
 
-def load_examples(tab: str, models: Models) -> list[Example]:
-    """The examples of a tab whose model is served."""
-    return [example for example in EXAMPLES.get(tab, []) if example.model in models.configs]
+def load_examples(tab: str, names: Sequence[str]) -> list[Example]:
+    """The examples of a tab for these models."""
+    return [example for example in EXAMPLES[tab] if example.model(names)]

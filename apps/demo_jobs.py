@@ -1,45 +1,37 @@
-"""What the web demo computes, without its page: models loaded once, limits, and jobs that tell every step.
+"""What the web demo computes, without its page: jobs that tell every step and can be stopped between steps.
 
 Each request has its own state and noise; requests share the weights, which nothing writes.
 """
 
-import io
 import queue
-import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from apps.progress import make_progress
-from genaim.config import nearest, validate
-from genaim.core.hardware import pick_device, pick_dtype
+from apps.demo_models import Models
+from apps.demo_uploads import MAX_PIXELS, check_pixels
+from apps.paint import FIRST_TILE
 from genaim.core.order import Step
-from genaim.data.transforms import open_image, tensor_to_pil
-from genaim.models import MODELS, GenerativeModel, GeneratorConfig
-from genaim.pretrained import bundled, find, load_generator
-from genaim.pretrained.store import read_config
-from samplers.canvas import editable
+from genaim.data.transforms import tensor_to_pil
+from genaim.models import GenerativeModel, GeneratorConfig
 from samplers.decode import StepCallback
 from samplers.generate import Sampling, generate
 from samplers.inpaint import inpaint, outpaint
 from samplers.labels import class_numbers
 from samplers.preview import preview
+from samplers.super_resolve import check_factor, super_resolve
 
-MAX_BYTES = 20 * 2**20  # of an uploaded file
-MAX_PIXELS = 2048 * 2048  # of a picture
+WORKERS = 2  # requests computed at once
 MAX_TOTAL_PIXELS = 4 * MAX_PIXELS  # of the results of a request
 MAX_RESULTS = 16
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-MASK_ALPHA = 16  # of 255; fainter traces, as an eraser leaves them, are not painted
 ANY_CLASS = "any class"
 GROUND = (226, 232, 240)  # what is not painted yet
 FEW_STEPS, SECONDS_APART = 16, 0.15  # up to so many steps, all are shown; of more, one after so many seconds
@@ -133,64 +125,6 @@ class Sides:
     bottom: int = 0
 
 
-@dataclass
-class Models:
-    """The models that are served; each is loaded when it is first used, and shared."""
-
-    names: Sequence[str]
-    """Bundled or official models, model folders or run folders."""
-    device: torch.device = field(default_factory=lambda: pick_device("auto"))
-    """Where they compute."""
-    configs: dict[str, GeneratorConfig] = field(init=False)
-    """Their configs, read without their weights."""
-
-    def __post_init__(self) -> None:
-        """Reads the configs.
-
-        Raises:
-            ValueError: If a model cannot be found, or is no generator.
-        """
-        self.configs = {name: read_generator_config(name) for name in self.names}
-        self.dtype = pick_dtype("auto", self.device)
-        self._loaded: dict[str, GenerativeModel] = {}
-        self._lock = threading.Lock()
-
-    def load(self, name: str) -> GenerativeModel:
-        """A model by its name.
-
-        Raises:
-            ValueError: If it is not served.
-        """
-        if name not in self.configs:
-            raise ValueError(f"model '{name}' is not served here; {nearest(name, self.configs)}.")
-        with self._lock:
-            if name not in self._loaded:
-                self._loaded[name] = load_generator(name, device=self.device)
-        return self._loaded[name]
-
-
-def bundled_generators() -> list[str]:
-    """Names of the generators that come with the package."""
-    return [name for name, folder in bundled().items() if read_config(folder)["kind"] == "generator"]
-
-
-def read_generator_config(name: str) -> GeneratorConfig:
-    """The config of a generator by a name or folder that `find` takes.
-
-    Raises:
-        ValueError: If it cannot be found or read, or is no generator.
-    """
-    folder = find(name, make_progress(sys.stderr))
-    config = read_config(folder)
-    if config["kind"] != "generator":
-        raise ValueError(f"'{name}' is no generator but a model of kind {config['kind']}; serve a generator.")
-    kind: Any = config["model"].get("kind")
-    if kind not in MODELS:
-        raise ValueError(f"{folder}: unknown model kind {kind!r}; {nearest(str(kind), MODELS)}.")
-    generator: GeneratorConfig = validate(MODELS[kind][0], config["model"], str(folder))
-    return generator
-
-
 class Jobs:
     """Runs requests, at most ``workers`` at once; closing a request's iterator stops it after its current step."""
 
@@ -231,7 +165,7 @@ class Jobs:
             results = inpaint(model, picture, mask, label, n=ask.count, strength=strength, **sampling)
             return Update("", results, picture)
 
-        return self._run(ask, work)
+        return self._run(ask, work, in_turn=False)
 
     def outpaint(self, ask: Ask, picture: Image.Image, sides: Sides) -> Generator[Update]:
         """The picture continued beyond its sides."""
@@ -245,13 +179,35 @@ class Jobs:
             results = outpaint(model, picture, label, n=ask.count, **vars(sides), **sampling)
             return Update("", results, on_ground(picture, results[0].size, sides))
 
-        return self._run(ask, work)
+        return self._run(ask, work, in_turn=False)
 
-    def _run(self, ask: Ask, work: Callable[[Report], Update]) -> Generator[Update]:
+    def upscale(
+        self, ask: Ask, picture: Image.Image, factor: int | None = None, consistent: bool = True
+    ) -> Generator[Update]:
+        """The picture enlarged; None is the model's own factor."""
+
+        def work(report: Report) -> Update:
+            model = self.models.load(ask.model)
+            times = check_factor(model, factor)
+            ask.check(picture.width * picture.height * times**2)
+            sampling = ask.sampling(model.config, self.models.dtype, show_steps(model, report))
+            label = ask.label(model.config)
+            results = [
+                super_resolve(
+                    model, picture, times, label, first_index=i * FIRST_TILE, consistent=consistent, **sampling
+                )
+                for i in range(ask.count)
+            ]
+            return Update("", results, picture.resize(results[0].size, Image.Resampling.BICUBIC))
+
+        return self._run(ask, work, in_turn=False)
+
+    def _run(self, ask: Ask, work: Callable[[Report], Update], in_turn: bool = True) -> Generator[Update]:
+        """Runs work; ``in_turn`` says that an open class is each of them in turn, and not none."""
         began = time.perf_counter()
         for update in self.stepwise(work):
             if update.done:
-                text = f"{summary(ask, self.models.configs[ask.model])} · {time.perf_counter() - began:.1f} s"
+                text = f"{summary(ask, self.models.configs[ask.model], in_turn)} · {time.perf_counter() - began:.1f} s"
                 update = Update(text, update.pictures, update.before, done=True)
             yield update
 
@@ -303,14 +259,15 @@ def show_steps(model: GenerativeModel, report: Report) -> StepCallback:
     return on_step
 
 
-def summary(ask: Ask, config: GeneratorConfig) -> str:
+def summary(ask: Ask, config: GeneratorConfig, in_turn: bool) -> str:
     """What repeats a request, in words."""
     label, defaults = ask.label(config), config.sampling
     named = None if label is None else config.class_names[label] if config.class_names else str(label)
     guidance = defaults.guidance_scale if ask.guidance is None else ask.guidance
     temperature = defaults.temperature if ask.temperature is None else ask.temperature
     parts = [Path(ask.model).name, named, f"seed {ask.seed}"]
-    parts += [f"guidance {guidance:g}" if config.num_classes else None, f"temperature {temperature:g}"]
+    guided = config.num_classes and (in_turn or label is not None)
+    parts += [f"guidance {guidance:g}" if guided else None, f"temperature {temperature:g}"]
     return " · ".join(part for part in parts if part)
 
 
@@ -319,53 +276,3 @@ def on_ground(picture: Image.Image, size: tuple[int, int], sides: Sides) -> Imag
     ground = Image.new("RGB", size, GROUND)
     ground.paste(picture.convert("RGB"), (sides.left, sides.top), picture if "A" in picture.mode else None)
     return ground
-
-
-# What people send
-
-
-def check_pixels(pixels: int) -> None:
-    """Raises ValueError if a picture is too large to be worked on."""
-    if pixels > MAX_PIXELS:
-        raise ValueError(
-            f"the picture has {pixels / 1e6:.1f} million pixels; at most {MAX_PIXELS / 1e6:.1f} million (2048x2048) "
-            "are allowed."
-        )
-
-
-def read_picture(source: bytes | Path) -> Image.Image:
-    """A picture that was sent, upright, in a mode that PNG files and painting know.
-
-    Raises:
-        ValueError: If it is too large, in no allowed format, broken, animated, or has more than 8 bits a channel.
-    """
-    size = len(source) if isinstance(source, bytes) else source.stat().st_size
-    if size > MAX_BYTES:
-        raise ValueError(f"the file has {size / 2**20:.1f} MB; at most {MAX_BYTES // 2**20} MB are allowed.")
-    data = source if isinstance(source, bytes) else source.read_bytes()
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
-            pixels = header.width * header.height
-    except UnidentifiedImageError:
-        raise ValueError(f"the file is no picture; give one of {', '.join(FORMATS)}.") from None
-    except Image.DecompressionBombError:
-        raise ValueError(f"the picture is too large; at most {MAX_PIXELS / 1e6:.1f} million pixels.") from None
-    check_pixels(pixels)
-    try:
-        image = open_image(data)
-    except Exception as error:  # Pillow's plugins raise many types
-        raise ValueError(f"the picture is broken: {error}.") from None
-    image = editable(image)
-    return image.convert("RGB") if image.mode == "CMYK" else image
-
-
-def read_mask(source: bytes | Path) -> np.ndarray:
-    """What is painted on a layer, (H, W) bool: where it is not transparent; without alpha, where it is white.
-
-    Raises:
-        ValueError: As `read_picture`.
-    """
-    layer = read_picture(source)
-    if "A" in layer.mode:
-        return np.asarray(layer.getchannel("A")) >= MASK_ALPHA
-    return np.asarray(layer.convert("L")) >= 128

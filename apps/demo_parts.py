@@ -16,7 +16,9 @@ import numpy as np
 from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 
-from apps.demo_jobs import ANY_CLASS, MAX_RESULTS, Ask, Cancelled, Models, Update, read_mask, read_picture
+from apps.demo_jobs import ANY_CLASS, MAX_RESULTS, Ask, Cancelled, Update
+from apps.demo_models import Models
+from apps.demo_uploads import read_mask, read_picture
 from apps.errors import is_bad_input, one_line
 from genaim.models import GeneratorConfig
 
@@ -162,6 +164,8 @@ class Settings:
     """The controls that all tabs have."""
 
     models: Models
+    names: list[str]
+    """Models that can be chosen."""
     model: gr.Dropdown
     class_name: gr.Dropdown
     seed: gr.Number
@@ -175,6 +179,11 @@ class Settings:
     def inputs(self) -> list[Any]:
         """In the order that `make_ask` takes."""
         return [self.model, self.class_name, self.seed, self.guidance, self.temperature, self.count]
+
+    @property
+    def of_models(self) -> list[Any]:
+        """What `of_model` gives values for."""
+        return [self.model, self.class_name, self.guidance, self.temperature]
 
     def of_model(self, name: str, class_name: str) -> list[Any]:
         """The values of model, class, guidance and temperature for a model."""
@@ -217,7 +226,7 @@ def make_settings(models: Models, names: list[str], count: int, any_class: str) 
     def follow(name: str) -> list[Any]:
         return settings.of_model(name, ANY_CLASS)[1:]
 
-    settings = Settings(models, model, class_name, seed, guidance, temperature, number, any_class)
+    settings = Settings(models, names, model, class_name, seed, guidance, temperature, number, any_class)
     model.input(follow, model, [class_name, guidance, temperature], **QUIET)
     return settings
 
@@ -300,6 +309,7 @@ def make_results(compares: bool, sends: list[str]) -> Results:
     """The results of a tab: gallery, before and after, and what can be done with the selected one."""
     gallery = gr.Gallery(
         label="Results",
+        show_label=False,
         type="filepath",
         format="png",
         columns=4,

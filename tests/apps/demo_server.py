@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from apps.demo_jobs import Models
+from apps.demo_models import Models
 
 
 @contextmanager

@@ -28,7 +28,8 @@ pytest.importorskip("gradio", reason="the web demo needs the extra 'demo'")
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from apps.demo_jobs import MAX_BYTES, Cancelled, Report, Update
+from apps.demo_jobs import Cancelled, Report, Update
+from apps.demo_uploads import MAX_BYTES
 
 CLIENTS = 32
 MODEL = "mnist-var"
@@ -78,7 +79,7 @@ def opened(gallery: list[dict[str, Any]]) -> list[np.ndarray]:
 
 def test_endpoints_are_named_and_documented(client: Client) -> None:
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(endpoints) == {"/generate", "/inpaint", "/outpaint"}
+    assert set(endpoints) == {"/generate", "/inpaint", "/outpaint", "/upscale"}
     for endpoint in endpoints.values():
         assert len(endpoint["description"]) > 80
         names = [parameter["parameter_name"] for parameter in endpoint["parameters"]]
@@ -107,6 +108,21 @@ def test_outpaint(client: Client, tmp_path: Path) -> None:
     (result,) = opened(gallery)
     assert result.shape == (23, 34) and (result[3:, :28] == 7).all()
     assert len(compared) == 2
+
+
+def test_upscale(client: Client, tmp_path: Path) -> None:
+    picture = Image.linear_gradient("L").resize((28, 28)).convert("RGB")
+    picture.save(tmp_path / "small.png")
+    gallery, text, _ = client.predict(
+        picture=handle_file(tmp_path / "small.png"), factor=2, model=MODEL, seed=3, count=2, api_name="/upscale"
+    )
+    first, second = opened(gallery)
+    assert first.shape == second.shape == (56, 56, 3) and (first != second).any()
+    assert "guidance" not in text, "an open class has none"
+    again = np.asarray(Image.fromarray(first).resize((28, 28), Image.Resampling.BICUBIC), dtype=int)
+    assert np.abs(again - np.asarray(picture)).max() <= 1
+    with pytest.raises(AppError, match=r"mnist-aim is not in the list of choices: \['mnist-var'\]"):
+        client.predict(picture=handle_file(tmp_path / "small.png"), model="mnist-aim", api_name="/upscale")
 
 
 def test_inpaint_with_less_strength_edits_the_whole(client: Client, tmp_path: Path) -> None:

@@ -130,11 +130,22 @@ def test_a_result_is_used_as_input(browser: Page) -> None:
     first = download(browser, tab)
     shoot(browser, "generate")
     tab.get_by_role("button", name="Use in Outpaint").click()
-    tab = panel(browser, "Outpaint")
+    expect(browser.get_by_role("tab", name="Outpaint")).to_have_attribute("aria-selected", "true")
+    tab = browser.get_by_role("tabpanel").filter(visible=True)
+    expect(tab.get_by_label("Model")).to_have_value("mnist-var")
     run(tab, "Outpaint")
     wider = download(browser, tab)
     assert wider.shape == (28, 28 + 64, 3) and (wider[:, 32:60] == first).all()
     shoot(browser, "outpaint")
+
+
+def test_a_picture_is_enlarged(browser: Page) -> None:
+    tab = panel(browser, "Upscale")
+    tab.locator(".gallery-item").first.click()
+    expect(tab.locator(".picture img")).to_be_visible()
+    run(tab, "Upscale")
+    assert download(browser, tab).shape == (128, 128, 3)
+    shoot(browser, "upscale")
 
 
 def test_what_cannot_be_done_is_said(browser: Page) -> None:

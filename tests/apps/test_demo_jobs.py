@@ -11,25 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-import apps.demo_jobs
-from apps.demo_jobs import (
-    ANY_CLASS,
-    MAX_BYTES,
-    Ask,
-    Cancelled,
-    Jobs,
-    Models,
-    Report,
-    Sides,
-    Update,
-    bundled_generators,
-    read_mask,
-    read_picture,
-)
+import apps.demo_models
+from apps.demo_jobs import ANY_CLASS, Ask, Cancelled, Jobs, Report, Sides, Update
+from apps.demo_models import Models, bundled_generators
+from apps.demo_uploads import MAX_BYTES, read_mask, read_picture
 from genaim.data.transforms import tensor_to_pil
 from genaim.pretrained import load_generator
 from samplers.generate import generate
 from samplers.inpaint import inpaint, outpaint
+from samplers.super_resolve import super_resolve
 from tests.apps.conftest import Genaim
 
 CPU = torch.device("cpu")
@@ -85,6 +75,24 @@ def test_jobs_give_what_the_samplers_give(jobs: Jobs, model: Path) -> None:
     assert wider.before is not None and wider.before.size == wider.pictures[0].size == (17, 11)
 
 
+def test_upscaling_gives_what_the_command_gives(jobs: Jobs, model: Path) -> None:
+    loaded, small = load_generator(str(model)), picture(5, 4)
+    sampling = {"seed": 6, "dtype": jobs.models.dtype}
+    large = last(jobs.upscale(Ask(str(model), "cat", seed=6, count=2), small, 2, consistent=False))
+    expected = [super_resolve(loaded, small, 2, 0, first_index=i << 20, consistent=False, **sampling) for i in (0, 1)]
+    assert same(large.pictures, expected)
+    assert large.before is not None and large.before.size == large.pictures[0].size == (10, 8)
+    with pytest.raises(ValueError, match="factor 3 does not divide"):
+        last(jobs.upscale(Ask(str(model)), small, 3))
+    with pytest.raises(ValueError, match="at most 4\\.2 million"):
+        last(jobs.upscale(Ask(str(model)), Image.new("RGB", (1025, 1024)), 2))
+
+
+def test_models_are_offered_where_they_can_serve(model: Path) -> None:
+    models = Models([str(model), "mnist-aim"], CPU)
+    assert models.painters == [str(model), "mnist-aim"] and models.enlargers == [str(model)]
+
+
 def test_every_scale_is_shown(jobs: Jobs, model: Path) -> None:
     updates = list(jobs.generate(Ask(str(model), count=3)))
     assert [update.text for update in updates[:-1]] == ["Step 1 of 3", "Step 2 of 3", "Step 3 of 3"]
@@ -108,7 +116,7 @@ def test_a_model_is_loaded_once_whoever_asks(model: Path, monkeypatch: pytest.Mo
         time.sleep(0.1)
         return object()
 
-    monkeypatch.setattr(apps.demo_jobs, "load_generator", load)
+    monkeypatch.setattr(apps.demo_models, "load_generator", load)
     models, found = Models([str(model)], CPU), list[object]()
     assert calls == [], "none is loaded before it is used"
     threads = [threading.Thread(target=lambda: found.append(models.load(str(model)))) for _ in range(8)]
