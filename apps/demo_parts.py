@@ -45,6 +45,7 @@ CSS = """
 .gradio-container {width: 100%; max-width: 1180px !important; margin: 0 auto !important}
 .picture img {width: 100%; height: 100%; object-fit: contain !important}
 .compared .grid-wrap {min-height: 150px !important; height: auto !important}
+.compared .grid-container {grid-template-columns: repeat(4, 1fr) !important}
 .status {min-height: 44px; padding-top: 8px !important}
 footer .divider {display: none !important}
 """

@@ -43,14 +43,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture
-def client(page: Any, tmp_path: Path) -> Client:
-    return connect(page, tmp_path)
+def client(page: Any) -> Client:
+    return connect(page)
 
 
-def connect(page: Any, folder: Path | None) -> Client:
-    """A client that downloads what it gets, or without a folder only its addresses, which is much faster."""
-    download = False if folder is None else str(folder)
-    return Client(page.local_url, verbose=False, analytics_enabled=False, download_files=download)
+def connect(page: Any) -> Client:
+    """A client that gets the addresses of pictures; to download all of every step takes it most of its time."""
+    return Client(
+        page.local_url, verbose=False, analytics_enabled=False, download_files=False, httpx_kwargs={"timeout": 120}
+    )
 
 
 def digit(seed: int) -> tuple[Image.Image, np.ndarray]:
@@ -73,8 +74,11 @@ def painting(picture: Image.Image, mask: np.ndarray, folder: Path, name: str = "
     return {"background": handle_file(files[0]), "layers": [handle_file(files[1])], "composite": None}
 
 
-def opened(gallery: list[dict[str, Any]]) -> list[np.ndarray]:
-    return [np.asarray(Image.open(entry["image"])) for entry in gallery]
+def opened(page: Any, gallery: list[dict[str, Any]]) -> list[np.ndarray]:
+    """The pictures of a gallery."""
+    answers = [fetch(page, entry["image"]["url"].removeprefix(page.local_url)) for entry in gallery]
+    assert all(status == 200 for status, _ in answers)
+    return [np.asarray(Image.open(io.BytesIO(body))) for _, body in answers]
 
 
 def test_endpoints_are_named_and_documented(client: Client) -> None:
@@ -89,10 +93,10 @@ def test_endpoints_are_named_and_documented(client: Client) -> None:
 def test_generate(client: Client) -> None:
     gallery, text = client.predict(model=MODEL, class_name="7", seed=5, count=2, api_name="/generate")
     assert len(gallery) == 2 and text.startswith("mnist-var · 7 · seed 5 · guidance 2 · temperature 1 · ")
-    assert Path(gallery[1]["image"]).name == "mnist-var-seed5-1.png"
+    assert Path(gallery[1]["image"]["path"]).name == "mnist-var-seed5-1.png"
 
 
-def test_outpaint(client: Client, tmp_path: Path) -> None:
+def test_outpaint(client: Client, page: Any, tmp_path: Path) -> None:
     picture = Image.new("L", (28, 20), 7)
     picture.save(tmp_path / "grey.png")
     gallery, _, compared = client.predict(
@@ -105,18 +109,18 @@ def test_outpaint(client: Client, tmp_path: Path) -> None:
         count=1,
         api_name="/outpaint",
     )
-    (result,) = opened(gallery)
+    (result,) = opened(page, gallery)
     assert result.shape == (23, 34) and (result[3:, :28] == 7).all()
     assert len(compared) == 2
 
 
-def test_upscale(client: Client, tmp_path: Path) -> None:
+def test_upscale(client: Client, page: Any, tmp_path: Path) -> None:
     picture = Image.linear_gradient("L").resize((28, 28)).convert("RGB")
     picture.save(tmp_path / "small.png")
     gallery, text, _ = client.predict(
         picture=handle_file(tmp_path / "small.png"), factor=2, model=MODEL, seed=3, count=2, api_name="/upscale"
     )
-    first, second = opened(gallery)
+    first, second = opened(page, gallery)
     assert first.shape == second.shape == (56, 56, 3) and (first != second).any()
     assert "guidance" not in text, "an open class has none"
     again = np.asarray(Image.fromarray(first).resize((28, 28), Image.Resampling.BICUBIC), dtype=int)
@@ -125,14 +129,14 @@ def test_upscale(client: Client, tmp_path: Path) -> None:
         client.predict(picture=handle_file(tmp_path / "small.png"), model="mnist-aim", api_name="/upscale")
 
 
-def test_inpaint_with_less_strength_edits_the_whole(client: Client, tmp_path: Path) -> None:
+def test_inpaint_with_less_strength_edits_the_whole(client: Client, page: Any, tmp_path: Path) -> None:
     picture, mask = digit(0)
     whole = painting(picture, np.zeros_like(mask), tmp_path)
     gallery, _, _ = client.predict(
         picture=whole, model=MODEL, class_name="3", strength=0.6, count=1, api_name="/inpaint"
     )
     expected = inpaint(load_generator(MODEL), picture, np.ones_like(mask), 3, strength=0.6)
-    assert np.abs(opened(gallery)[0].astype(int) - np.asarray(expected[0])).mean() < 1
+    assert np.abs(opened(page, gallery)[0].astype(int) - np.asarray(expected[0])).mean() < 1
 
 
 @pytest.mark.slow
@@ -145,12 +149,10 @@ def test_many_clients_at_once_get_what_each_gets_alone(page: Any, tmp_path: Path
 
     def ask(seed: int) -> np.ndarray:
         sent = painting(*digit(seed), tmp_path, f"{seed}-")
-        gallery, _, _ = connect(page, None).predict(
+        gallery, _, _ = connect(page).predict(
             picture=sent, model=MODEL, class_name=str(seed % 10), seed=seed, count=1, api_name="/inpaint"
         )
-        status, body = fetch(page, gallery[0]["image"]["url"].removeprefix(page.local_url))
-        assert status == 200
-        return np.asarray(Image.open(io.BytesIO(body)))
+        return opened(page, gallery)[0]
 
     expected = [alone(seed) for seed in range(CLIENTS)]
     ask(0)
@@ -181,7 +183,7 @@ def test_a_cancelled_request_stops_between_steps(page: Any, monkeypatch: pytest.
             stopped.set()
             raise
 
-    client = connect(page, None)
+    client = connect(page)
     with monkeypatch.context() as patch:
         patch.setattr(page.jobs, "generate", lambda ask: page.jobs.stepwise(endless))
         job = client.submit(model=MODEL, api_name="/generate")
