@@ -104,12 +104,15 @@ class Ask:
             raise ValueError(f"'{self.class_name}' names {len(numbers)} classes; give one.")
         return numbers[0]
 
-    def sampling(self, config: GeneratorConfig, dtype: torch.dtype, on_step: StepCallback) -> Sampling:
-        """The arguments of a sampler."""
+    def sampling(
+        self, config: GeneratorConfig, dtype: torch.dtype, on_step: StepCallback, in_turn: bool = False
+    ) -> Sampling:
+        """The arguments of a sampler; guidance is left out where there is no class to be guided to."""
+        guided = config.num_classes and (in_turn or self.label(config) is not None)
         return {
             "seed": self.seed,
             "options": config.sampling.options(temperature=self.temperature),
-            "guidance_scale": self.guidance if config.num_classes else None,
+            "guidance_scale": self.guidance if guided else None,
             "dtype": dtype,
             "on_step": on_step,
         }
@@ -148,7 +151,7 @@ class Jobs:
             ask.check(model.tokenizer.image_size**2)
             chosen, classes = ask.label(config), max(1, config.num_classes)
             labels = torch.tensor([i % classes if chosen is None else chosen for i in range(ask.count)])
-            sampling = ask.sampling(config, self.models.dtype, show_steps(model, report))
+            sampling = ask.sampling(config, self.models.dtype, show_steps(model, report), in_turn=True)
             images = generate(model, labels, **sampling)
             return Update("", tensor_to_pil(images))
 

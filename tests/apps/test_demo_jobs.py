@@ -264,3 +264,12 @@ def test_without_gradio_the_command_says_what_to_install(genaim: Genaim, monkeyp
     outcome = genaim("demo")
     assert outcome.code == 2
     assert outcome.err == "error: the web demo needs Gradio, which is not installed; run: pip install 'genaim[demo]'\n"
+
+
+def test_the_guidance_slider_means_nothing_without_a_class(jobs: Jobs, model: Path) -> None:
+    mask = np.zeros((9, 12), dtype=bool)
+    mask[2:6, 3:8] = True
+    ask = Ask(str(model), ANY_CLASS, guidance=4.0)
+    plain = last(jobs.inpaint(Ask(str(model), ANY_CLASS), picture(), mask))
+    assert same(last(jobs.inpaint(ask, picture(), mask)).pictures, plain.pictures)
+    assert last(jobs.outpaint(ask, picture(), Sides(left=2))).pictures[0].size == (14, 9)
