@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from genaim.data.transforms import open_image
-from samplers.canvas import editable
+from samplers.canvas import check_depth, editable
 
 MAX_BYTES = 20 * 2**20  # of a file
 MAX_PIXELS = 2048 * 2048  # of a picture
@@ -46,6 +46,7 @@ def read_picture(source: bytes | Path) -> Image.Image:
         image = open_image(data)
     except Exception as error:  # Pillow's plugins raise many types
         raise ValueError(f"the picture is broken: {error}.") from None
+    check_depth(data)
     image = editable(image)
     return image.convert("RGB") if image.mode == "CMYK" else image
 
