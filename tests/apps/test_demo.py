@@ -213,7 +213,7 @@ def test_bad_pictures_are_refused_in_a_line(client: Client, tmp_path: Path) -> N
     for wrong, message in (
         ((picture, np.zeros_like(mask)), "Nothing is painted; brush over"),
         ((picture, np.ones((20, 28), dtype=bool)), "The mask is 28x20, but the picture 28x28; make them equal."),
-        ((Image.new("I;16", (28, 28)), mask), "The picture has more than 8 bits a channel"),
+        ((Image.new("I;16", (28, 28)), mask), "The picture has 16 bits a channel"),
         ((Image.new("1", (20_000, 20_000)), mask), "The picture is too large"),
     ):
         with pytest.raises(AppError) as error:

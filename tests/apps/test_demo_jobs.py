@@ -225,7 +225,7 @@ REFUSED = {
     "empty": (b"", "the file is no picture"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "the file is no picture"),
     "cut off": (encoded(picture(64, 64))[:600], "the picture is broken"),
-    "16 bits": (encoded(Image.new("I;16", (4, 4))), "more than 8 bits"),
+    "16 bits": (encoded(Image.new("I;16", (4, 4))), "16 bits a channel"),
     "animated": (encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), "animation of 2 frames"),
     "bomb": (encoded(Image.new("1", (20_000, 20_000))), "too large"),
     "large": (encoded(Image.new("1", (2049, 2048))), "at most 4.2 million"),
