@@ -12,7 +12,6 @@ from typing import Unpack
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from genaim.models import VAR, GenerativeModel, Given
 from genaim.pretrained import bundled
 from genaim.pretrained.store import read_config
 from samplers.canvas import editable, to_pixels
-from samplers.consistency import project
+from samplers.consistency import project, resize
 from samplers.generate import Sampling, generate
 from samplers.inpaint import label_or_null
 
@@ -69,7 +68,7 @@ def enlarge(
         images = generate(model, labels, low_res=low_res, first_index=first_index, **sampling)
     else:
         assert isinstance(model, VAR)
-        tokens = model.eval().tokenizer.encode(_bicubic(low_res, size, size))
+        tokens = model.eval().tokenizer.encode(resize(low_res, size, size).clamp(-1, 1))
         known = model.order.step_ids().to(tokens.device) < len(model.order.sizes) - 1
         given = Given(tokens, known.expand(len(tokens), -1))
         images = generate(model, labels, given=given, first_index=first_index, **sampling)
@@ -254,11 +253,6 @@ def _check_size(image: Image.Image, factor: int) -> None:
             f"the result would have {width}x{height} pixels, more than {MAX_PIXELS:,} in all; cut out a part of the "
             "picture."
         )
-
-
-def _bicubic(images: Tensor, height: int, width: int) -> Tensor:
-    """PIL's bicubic resize, without rounding."""
-    return F.interpolate(images, size=(height, width), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 def _enlarged_alpha(image: Image.Image, factor: int) -> Image.Image | None:
