@@ -2,6 +2,10 @@
 
 Reduced means PIL's antialiased bicubic resize, by which the low-resolution images of training are made: rows first,
 then columns, with 8-bit pixels between the two.
+
+Not every image is the reduction of one with values in [-1, 1]. At factor 4 a linear program finds none that comes
+closer than 17 levels of 8 bits to an edge between black and white, 23 to a red square on white, 29 to a line of one
+pixel and 74 to a chessboard of pixels: only overshoot beyond black and white would give them.
 """
 
 import torch
@@ -25,8 +29,11 @@ def project(images: Tensor, low_res: Tensor, *, darkest: Tensor | None = None, m
 
     A row ends once none of its values is off by more than a quarter of a level; what others need does not change it.
 
-    Few low-resolution images, such as noise of independent pixels, are reductions of no image at all; these come as
-    close as the steps allow.
+    What no image reduces to (see above) comes about as close as bounded least squares do. At factor 4, in 8 bits, Set5
+    was off by 1 level at most, reduced by PIL's bicubic, bilinear, box or Lanczos filter, and so were patches of it as
+    they are; so were emoji, but for 1 of 40 with Lanczos (5 levels) and 5 with box (13). With hard edges the largest
+    error was 19 levels at an edge of black and white, 37 at a red square on white, 39 at a line of one pixel and 75 on
+    a chessboard of pixels; all these but the chessboard were off by 1 at most when in levels 40 to 215.
 
     Args:
         images: (B, C, H, W) in [-1, 1].

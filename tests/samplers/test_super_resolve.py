@@ -1,14 +1,16 @@
 """Enlarging pictures of any size: who can, tiles that meet, modes that stay, results that reduce to what was given."""
 
+import warnings
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from genaim.data.transforms import resize_images, tensor_to_levels
+from genaim.data.transforms import resize_images, tensor_to_levels, to_rgb
 from genaim.pretrained import bundled
 from samplers.canvas import to_pixels
 from samplers.consistency import LEVEL, project
@@ -69,11 +71,14 @@ def test_a_seed_repeats_and_batches_of_tiles_do_not_matter(name: str) -> None:
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "CMYK", "P", "1"])
 def test_the_mode_stays(mode: str) -> None:
     image = picture(5, 6, "RGB").convert(mode) if mode == "P" else picture(5, 6, mode)
-    result = super_resolve(make_var(), image, 2)
+    with nullcontext() if mode != "1" else pytest.warns(UserWarning, match="hard edges"):
+        result = super_resolve(make_var(), image, 2)
     assert result.size == (10, 12) and result.mode == {"P": "RGB", "1": "L"}.get(mode, mode)
     if "A" in mode:
-        alpha = image.getchannel("A").resize((10, 12), Image.Resampling.BICUBIC)
-        assert np.array_equal(result.getchannel("A"), alpha)
+        alpha = image.getchannel("A")
+        assert error(result.getchannel("A"), alpha).max() <= 1
+        loose = super_resolve(make_var(), image, 2, consistent=False).getchannel("A")
+        assert np.array_equal(loose, alpha.resize((10, 12), Image.Resampling.BICUBIC))
 
 
 def test_transparent_pictures_are_consistent_on_white() -> None:
@@ -81,6 +86,49 @@ def test_transparent_pictures_are_consistent_on_white() -> None:
     result = super_resolve(make_var(), image, 2)
     reduced = resize_images(to_pixels(result)[None], (6, 6))[0]
     assert (reduced - to_pixels(image)).abs().max() <= 1.5 * LEVEL
+
+
+def discs(mode: str) -> Image.Image:
+    """Hard-edged discs, large and reduced by 4, as emoji are; the ground is white or transparent."""
+    large = Image.new("RGBA", (64, 64), (255, 255, 255, 0) if "A" in mode else (255, 255, 255, 255))
+    draw = ImageDraw.Draw(large)
+    draw.ellipse((6, 6, 57, 57), fill=(255, 200, 0, 255))
+    draw.ellipse((20, 18, 30, 28), fill=(0, 0, 0, 255))
+    return large.resize((16, 16), Image.Resampling.BICUBIC).convert(mode)
+
+
+def square(mode: str, ground: int = 255) -> Image.Image:
+    """A red square on white, or on nothing, pixel by pixel."""
+    red = (ground, 255 - ground, 255 - ground, 255)
+    image = Image.new("RGBA", (12, 12), (ground, ground, ground, 0 if "A" in mode else 255))
+    image.paste(red, (4, 4, 8, 8))
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize("image", [discs("RGB"), discs("RGBA"), discs("LA"), square("RGB", 215), picture(9, 7)])
+def test_what_some_picture_reduces_to_is_met_without_a_warning(image: Image.Image) -> None:
+    """Transparent emoji were off by 32 levels, as was their alpha, which was bicubic."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = super_resolve(make_var(), image, 4)
+    off = [error(to_rgb(result), to_rgb(image))]
+    off += [error(result.getchannel("A"), image.getchannel("A"))] if "A" in image.mode else []
+    levels = np.concatenate([x.ravel() for x in off])
+    assert (levels <= 1).mean() >= 0.999 and levels.max() <= 4
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_warning_tells_how_far_a_result_is_from_what_no_picture_reduces_to(mode: str) -> None:
+    image = square(mode)
+    with pytest.warns(UserWarning, match="hard edges close to black or white are reductions of no image") as told:
+        result = super_resolve(make_var(), image, 4)
+    most = error(to_rgb(result), to_rgb(image)).max()
+    assert 30 <= most <= 40
+    assert mode == "RGBA" or f"is up to {most} levels of 8 bits from the picture (2" in str(told[0].message)
+    assert told[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        super_resolve(make_var(), image, 4, consistent=False)
 
 
 def test_scales_but_the_last_are_those_of_the_picture() -> None:
@@ -214,20 +262,41 @@ def test_the_projection_leaves_consistent_images_alone() -> None:
     assert tensor_to_levels(project(flat, flat[..., :4, :4])).eq(255).all()
 
 
-def test_what_no_picture_reduces_to_comes_as_close_as_it_can() -> None:
-    low_res = -torch.ones(1, 3, 5, 5)
-    low_res[..., 2, 2] = 1
-    start = torch.zeros(1, 3, 20, 20)
-    result = project(start, low_res, max_steps=50)
-    reduced = torch.nn.functional.interpolate(result, size=(5, 5), mode="bicubic", antialias=True)
-    assert LEVEL < (reduced - low_res).abs().max() < 0.5
-
-
 def drawing(kind: str) -> torch.Tensor:
     """Black on white, pixel by pixel."""
     image = torch.ones(1, 24) if kind == "edge" else torch.ones(8, 8)
     {"edge": image[:, 12:], "square": image[2:5, 2:5], "line": image[:, 4]}[kind].fill_(-1)
     return image
+
+
+def reducing(length: int, factor: int) -> np.ndarray:
+    """The matrix that reduces a column, (length, factor length)."""
+    columns = torch.eye(factor * length, dtype=torch.float64)[None, None]
+    reduced = torch.nn.functional.interpolate(columns, (length, factor * length), mode="bicubic", antialias=True)
+    return reduced[0, 0].numpy()
+
+
+@pytest.mark.parametrize("kind", ["edge", "square", "line"])
+def test_hard_edges_come_as_close_as_least_squares(kind: str) -> None:
+    """A linear program over the largest error tells that no image in [-1, 1] comes near."""
+    optimize = pytest.importorskip("scipy.optimize")
+    image = drawing(kind)
+    matrix, target = np.kron(*(reducing(length, 4) for length in image.shape)), image.double().flatten().numpy()
+    slack, count = np.ones((len(target), 1)), matrix.shape[1]
+    closest = optimize.linprog(
+        np.append(np.zeros(count), 1),
+        A_ub=np.block([[matrix, -slack], [-matrix, -slack]]),
+        b_ub=np.append(target, -target),
+        bounds=[(-1, 1)] * count + [(0, None)],
+    )
+    assert closest.success and closest.fun > 15 * LEVEL
+    result = project(torch.zeros(1, 1, 4 * image.shape[0], 4 * image.shape[1]), image[None, None])
+    squares = optimize.lsq_linear(matrix, target, (-1, 1)).x
+    found, best = (np.square(matrix @ x - target).mean() for x in (result.double().flatten().numpy(), squares))
+    assert best <= found <= 1.1 * best
+    narrow = 0.65 * image[None, None]  # levels 45 to 210
+    result = project(torch.zeros(1, 1, 4 * image.shape[0], 4 * image.shape[1]), narrow)
+    assert np.abs(matrix @ result.double().flatten().numpy() - 0.65 * target).max() <= LEVEL
 
 
 def test_rows_of_a_batch_are_projected_by_themselves() -> None:
