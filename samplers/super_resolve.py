@@ -112,7 +112,8 @@ def super_resolve(
         image: The picture; palettes become RGB or RGBA, bilevel becomes grey, all else keeps its mode.
         factor: A model trained for it has one factor; VAR takes any that divides the side of its images, and 4 when
             none is given.
-        label: Class of the picture, in [0, num_classes); None is the null class.
+        label: Class of the picture, in [0, num_classes); None is the null class, which models that are conditioned on
+            low-resolution images have met in training (`GeneratorConfig.label_dropout`).
         overlap: Pixels of the given picture that neighbouring tiles share at least; None takes half a tile. (With a
             quarter, photographs came out 0.5 dB worse.)
         first_index: Index of the first tile, which keys its noise.

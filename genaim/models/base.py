@@ -59,7 +59,7 @@ class GeneratorConfig(Config):
     """Side of the patches of that image; each is an element before the tokens."""
     label_dropout: float = Field(0.1, ge=0, le=1)
     """Probability that training replaces the class, and the low-resolution image with it, by null, which guidance
-    needs."""
+    needs. Where there is such an image, so many rows more lose the class alone: pictures mostly come without one."""
     sampling: SamplingDefaults = SamplingDefaults()
     """How the model is sampled by default."""
     mlp_ratio: float = 4.0
@@ -202,14 +202,18 @@ class GenerativeModel(nn.Module, ABC):
     def training_condition(self, labels: Tensor, low_res: Tensor | None, noise: Noise) -> tuple[Tensor, Tensor | None]:
         """Labels in [0, num_classes], (B,), and the elements of low-resolution images, (B, M, D), if the model has any.
 
-        In training both are replaced by null together, with probability `label_dropout`.
+        In training both are replaced by null together with probability `label_dropout`, which guidance needs, and with
+        the same probability, drawn by itself, the class alone, which enlarging a picture without a class needs.
         """
         prefix = self._checked_prefix(low_res, len(labels))
         dropped = torch.zeros_like(labels, dtype=torch.bool)
         labels = self.class_embed.or_null(labels)
         if self.training:
             dropped = noise.uniform() < self.config.label_dropout
-            labels = torch.where(dropped, self.class_embed.num_classes, labels)
+            unlabelled = dropped
+            if prefix is not None and self.config.num_classes:  # a draw that no other model makes
+                unlabelled = dropped | (noise.uniform() < self.config.label_dropout)
+            labels = torch.where(unlabelled, self.class_embed.num_classes, labels)
         return labels, None if prefix is None or low_res is None else prefix(low_res, dropped)
 
     def start_prefix(self, low_res: Tensor | None, count: int, guided: bool) -> Tensor | None:
