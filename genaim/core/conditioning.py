@@ -71,13 +71,13 @@ class LowResPrefix(nn.Module):
         """Elements of images.
 
         Args:
-            images: (B, 3, side, side) in [-1, 1].
+            images: (B, 3, side, side) in [-1, 1], of any float type.
             dropped: Rows that get the null elements instead, (B,) bool.
 
         Returns:
-            (B, M, D), row-major.
+            (B, M, D), row-major, in the precision of the weights.
         """
-        elements = self.embed(images).flatten(2).mT
+        elements = self.embed(images.to(self.embed.weight.dtype)).flatten(2).mT
         return torch.where(dropped[:, None, None], self.null.to(elements), elements) + self.positions.to(elements)
 
     def start(self, images: Tensor, guided: bool) -> Tensor:

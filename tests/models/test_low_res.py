@@ -9,6 +9,7 @@ from genaim.models import MAR, VAR, CausalGenerator, GenerativeModel, Given
 from genaim.models.base import Predicted
 from samplers import generate
 from samplers.decode import decode
+from samplers.super_resolve import enlarge
 from tests.tiny import SINGLE_GRID, make_model, make_var
 
 LOW = {"low_res": 4, "low_res_patch": 2}
@@ -138,6 +139,23 @@ def test_seeds_of_models_without_an_image_stay(name: str) -> None:
     found, prefix = model.training_condition(labels, None, noise)
     assert found.equal(torch.where(dropped, model.config.num_classes, labels)) and prefix is None
     assert noise.draw == 1
+
+
+@EACH
+def test_bfloat16_weights_take_float32_images(name: str) -> None:
+    """The embedding of the image raised: its input was float32, its bias bfloat16."""
+    model = MODELS[name]()
+    tokens = tokens_of(model, 2)
+    model = model.bfloat16()
+    labels, low_res = labels_of(model, 2), pictures(2)
+    images = enlarge(model, low_res, labels, guidance_scale=2.0)
+    assert images.dtype == torch.float32 and images.isfinite().all()
+    reduced = torch.nn.functional.interpolate(
+        enlarge(model, 0.2 * low_res, labels), (4, 4), mode="bicubic", antialias=True
+    )
+    assert (reduced - 0.2 * low_res).abs().max() <= 1 / 255
+    loss = model.loss(tokens, labels, noise=NoiseSource(0, torch.arange(2)), low_res=low_res)
+    assert loss.sum.isfinite()
 
 
 @EACH
