@@ -1,5 +1,6 @@
-"""Folders of results: written whole or not at all, and never over files that are not our own."""
+"""Folders and files of results: written whole or not at all, and never over files that are not our own."""
 
+import errno
 import hashlib
 import json
 import os
@@ -95,6 +96,31 @@ def _replace(folder: Path, new: Path) -> None:
         os.replace(old, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def make_parent(file: Path) -> None:
+    """Makes the folder of a file that long work will end with, so that errors come before it.
+
+    Raises:
+        ValueError: If the file is a folder.
+        OSError: If its folder can be neither made nor written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.is_dir():
+        raise ValueError(f"'{file}' is a folder; give the name of a file.")
+    if not os.access(file.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file.parent))
+
+
+@contextmanager
+def file_written_whole(file: Path) -> Iterator[Path]:
+    """Yields a temporary name beside a file, with its ending, and renames it at the end; an error leaves nothing."""
+    temporary = file.with_name(f".{file.stem}.tmp-{os.getpid()}{file.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def hash_file(path: Path) -> str:

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from apps.errors import guarded
+from apps.folders import file_written_whole, make_parent
+from apps.held_out import EMOJI_SIDE, held_out_emoji, row_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-SIDE = 64
 BATCH = 20  # images; times the results of each
 SHOWN = 12
 
@@ -46,6 +47,7 @@ def judge(
 ) -> None:
     """Complete emoji with random free-form holes of 10% to 50%: PSNR inside the hole, Frechet distance, diversity."""
     import torch
+    from PIL import Image
 
     from apps.progress import make_progress
     from apps.request import SampleRequest
@@ -56,16 +58,20 @@ def judge(
     root = data or data_root()
     if root is None:
         raise ValueError("emoji are needed: give --data FOLDER, or set GENAIM_DATA to the folder that has noto_emoji.")
-    if samples < 2:
-        raise ValueError(f"--samples is {samples}; diversity needs 2 or more.")
+    if min(count, samples) < 2:
+        raise ValueError(f"-n is {count} and --samples {samples}; distance and diversity need 2 or more of each.")
+    if sheet is not None and sheet.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--sheet is '{sheet}', which ends in no format of pictures; use .png.")
+    for file in filter(None, (report, sheet)):
+        make_parent(file)
     progress = make_progress()
     extractor = load_cifar_resnet(Path(root) / "classifiers" / "cifar10_resnet56.safetensors")
-    images, labels = held_out(Path(root), count)
-    keep = free_form_holes(len(images), SIDE, seed)
+    images, labels = held_out_emoji(Path(root), count)
+    keep = free_form_holes(len(images), EMOJI_SIDE, seed)
     rows = {name: measure(images, fill(images, keep), keep, extractor) for name, fill in FILLS.items()}
     columns = [images, torch.where(keep.unsqueeze(1), images, torch.zeros(()))]
     columns += [fill(images[:SHOWN], keep[:SHOWN]) for fill in FILLS.values()]
-    for model in models:
+    for model, name in row_names(models).items():
         request = SampleRequest(
             model,
             count=samples,
@@ -77,7 +83,6 @@ def judge(
         )
         request.check()
         results = complete_all(request, images, keep, labels if classes else None, progress)
-        name = Path(model).name
         rows[f"{name}, one"] = measure(images, results[:, 0], keep, extractor)
         rows[f"{name}, one"]["diversity"] = diversity(results).mean().item()
         rows[f"{name}, best of {samples}"] = measure(images, best_of(images, results), keep, extractor)
@@ -85,32 +90,14 @@ def judge(
         columns += list(results[:SHOWN, :3].unbind(1))
     progress.say(table(rows))
     if report is not None:
-        report.write_text(json.dumps(rows, indent=1) + "\n")
+        with file_written_whole(report) as temporary:
+            temporary.write_text(json.dumps(rows, indent=1) + "\n")
     if sheet is not None:
         from genaim.data.grid import contact_sheet
 
         pictures = torch.stack([column[:SHOWN] for column in columns], dim=1).flatten(0, 1)
-        contact_sheet(pictures, columns=len(columns)).save(sheet)
-
-
-def held_out(root: Path, count: int) -> tuple["Tensor", "Tensor"]:
-    """Emoji of 64x64 pixels on white, evenly over the test split: images (n, 3, 64, 64) and labels (n,).
-
-    Raises:
-        ValueError: If there are not so many.
-    """
-    import torch
-
-    from genaim.data import DataConfig, ImageDataset, build_dataset
-
-    source: Any = {"path": str(root / "noto_emoji"), "format": "parquet", "split": "test"}
-    data = build_dataset(DataConfig(train=source, val=source, image_size=SIDE), "val")
-    assert isinstance(data, ImageDataset)
-    if not 2 <= count <= len(data):
-        raise ValueError(f"-n is {count}; it must be in 2 to {len(data)}, the emoji of the test split.")
-    found = [data.sample(number * len(data) // count, (0,)) for number in range(count)]
-    images = [sample.image for sample in found if sample.image is not None]
-    return torch.stack(images), torch.tensor([sample.label for sample in found])
+        with file_written_whole(sheet) as temporary:
+            contact_sheet(pictures, columns=len(columns)).save(temporary)
 
 
 def complete_all(
@@ -132,8 +119,8 @@ def complete_all(
     device = pick_device(request.device)
     dtype = pick_dtype(request.dtype, device)
     model = load_generator(request.model, device=device)
-    if model.tokenizer.image_size != SIDE:
-        raise ValueError(f"'{request.model}' makes images of {model.tokenizer.image_size} pixels, not {SIDE}.")
+    if model.tokenizer.image_size != EMOJI_SIDE:
+        raise ValueError(f"'{request.model}' makes images of {model.tokenizer.image_size} pixels, not {EMOJI_SIDE}.")
     settings = resolve(request, model.config, "", device, dtype)
     null = model.config.num_classes
     told = labels if labels is not None and null else torch.full((len(images),), null)

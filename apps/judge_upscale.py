@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from apps.errors import guarded
+from apps.folders import file_written_whole, make_parent
+from apps.held_out import EMOJI_SIDE, held_out_emoji, row_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-EMOJI_SIDE = 64
 BATCH = 20
 COLUMNS = ("set", "method", "psnr", "ssim", "largest error", "beyond 1 level")
 
@@ -62,14 +63,21 @@ def judge(
     from apps.progress import make_progress
     from genaim.core.hardware import pick_device
     from genaim.pretrained import load_generator
+    from samplers.super_resolve import check_factor
 
     if min(count, samples) < 1:
         raise ValueError(f"-n is {count} and --samples {samples}; give 1 or more of each.")
+    check_judged(factor)
+    if report is not None:
+        make_parent(report)
     progress = make_progress()
     root = data_folder(data)
-    loaded = {name: load_generator(name, device=pick_device(device)) for name in models}
+    loaded = {name: load_generator(model, device=pick_device(device)) for model, name in row_names(models).items()}
+    for model in loaded.values():
+        check_factor(model, factor)
+    emoji, _ = held_out_emoji(root, count)
     rows = []
-    for test in (emoji(root, count, factor), set5(root, factor)):
+    for test in (with_reductions(f"{count} emoji", list(emoji), factor), set5(root, factor)):
         rows += [judged(test, "bicubic", bicubic(test)), judged(test, "bicubic, consistent", bicubic(test, True))]
         for name, model in loaded.items():
             sampling = {
@@ -91,12 +99,21 @@ def judge(
                 rows.append(judged(test, f"{name}, mean of {samples}", mean))
     progress.say(table(rows))
     if report is not None:
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(json.dumps(rows, indent=1) + "\n")
+        with file_written_whole(report) as temporary:
+            temporary.write_text(json.dumps(rows, indent=1) + "\n")
         progress.say(f"written: {report}")
 
 
 # Pictures
+
+
+def check_judged(factor: int) -> None:
+    """Raises ValueError unless the emoji, reduced by the factor, leave a window of SSIM inside the border."""
+    from genaim.evaluation.upscaling import SSIM_SIDE
+
+    allowed = [f for f in range(2, EMOJI_SIDE) if EMOJI_SIDE % f == 0 and EMOJI_SIDE - 2 * f >= SSIM_SIDE]
+    if factor not in allowed:
+        raise ValueError(f"--factor is {factor}; for emoji of {EMOJI_SIDE} pixels it must be one of {allowed}.")
 
 
 def data_folder(given: Path | None) -> Path:
@@ -116,26 +133,6 @@ def data_folder(given: Path | None) -> Path:
         if not (root / part).is_dir():
             raise ValueError(f"'{root}' has no folder {part}; give --data the folder that has noto_emoji and sr/Set5.")
     return root
-
-
-def emoji(root: Path, count: int, factor: int) -> TestSet:
-    """Held-out emoji, 64x64 on white, evenly over the test split.
-
-    Raises:
-        ValueError: If there are not so many, or the factor does not divide their side.
-    """
-    from genaim.data import DataConfig, ImageDataset, build_dataset
-
-    source: Any = {"path": str(root / "noto_emoji"), "format": "parquet", "split": "test"}
-    data = build_dataset(DataConfig(train=source, val=source, image_size=EMOJI_SIDE), "val")
-    assert isinstance(data, ImageDataset)
-    if count > len(data):
-        raise ValueError(f"-n is {count}, but the test split has {len(data)} emoji.")
-    if EMOJI_SIDE % factor:
-        raise ValueError(f"factor {factor} does not divide the {EMOJI_SIDE} pixels of the emoji.")
-    indices = [number * len(data) // count for number in range(count)]
-    pictures = [image for index in indices if (image := data.sample(index, (0,)).image) is not None]
-    return with_reductions(f"{count} emoji", pictures, factor)
 
 
 def set5(root: Path, factor: int) -> TestSet:
