@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,11 @@ def paint(request: PaintRequest, out: Path | None = None) -> Path:
     with written_whole(folder) as temporary:
         progress.say(f"{request.task} {request.image.name}: {introduction(settings)}")
         began, files = time.perf_counter(), {}
-        results = run(request, model, image, mask, settings, dtype, progress)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("once")
+            results = run(request, model, image, mask, settings, dtype, progress)
+        for text in dict.fromkeys(str(warning.message) for warning in told):
+            progress.say(f"note: {text}")
         for index, result in enumerate(results):
             path = temporary / f"{index:05d}{'.tif' if result.mode == 'CMYK' else '.png'}"
             result.save(path)

@@ -8,6 +8,7 @@ What a model makes of known tokens is its own: masked models and causal models t
 first step, scales and plain raster models in their turn (`GenerativeModel.context`).
 """
 
+import warnings
 from collections.abc import Iterator
 from typing import Unpack
 
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from genaim.core.noise import NoiseSource
-from genaim.models import GenerativeModel, Given
+from genaim.models import CausalGenerator, GenerativeModel, Given
 from genaim.pretrained import bundled
 from genaim.pretrained.store import read_config
 from samplers.canvas import FEATHER, WHOLE_UP_TO, Window, close_seam, editable, fill_holes, paste, to_field, to_pixels
@@ -59,11 +60,20 @@ def complete(
 
     Raises:
         ValueError: If an argument does not fit the model or is out of its range.
+
+    Warns:
+        UserWarning: If the model sees only what lies before a token in its order.
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must be in [0, 1], not {strength}; 1 paints anew, 0 keeps all tokens.")
     if model.low_res_prefix is not None:
         raise ValueError(f"the model enlarges pictures and cannot complete them; take {', '.join(completers())}.")
+    if isinstance(model, CausalGenerator) and model.config.known_first == 0:
+        warnings.warn(
+            "the model was trained in its plain order: what it paints sees the known tokens before it on the path, and "
+            "none behind it; train with known_first above 0 to show it all of them.",
+            stacklevel=2,
+        )
     tokenizer = model.eval().tokenizer
     images, keep = images.to(model.device), keep.to(model.device)
     known = tokenizer.known_tokens(keep, grow)

@@ -179,3 +179,13 @@ def test_upscaling_shows_one_bar_for_all_tiles(genaim, model):
     lines = [line for line in done.err.splitlines() if line.startswith("enlarging tiles")]
     totals = {line.split()[2].split("/")[1] for line in lines}
     assert len(totals) == 1 and lines[-1].split()[2] == f"{max(totals)}/{max(totals)}"
+
+
+def test_a_picture_that_no_result_reduces_to_is_told(genaim, model):
+    square = Image.new("RGB", (8, 8), "white")
+    square.paste((255, 0, 0), (2, 2, 6, 6))
+    square.save("square.png")
+    done = genaim("upscale", "square.png", "--factor", 2, "--model", model)
+    assert done.code == 0, done.err
+    notes = [line for line in done.err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1 and "Warning" not in done.err

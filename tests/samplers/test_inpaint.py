@@ -22,6 +22,7 @@ MODELS = {
     "plain_raster": lambda: make_model("causal", SINGLE_GRID["codes"](), "categorical", known_first=0.0),
 }
 EACH = pytest.mark.parametrize("name", MODELS)
+pytestmark = pytest.mark.filterwarnings("ignore:the model was trained in its plain order")
 
 
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -134,6 +135,11 @@ def test_pieces_cover_what_is_new_once() -> None:
     assert (sum(mask.astype(int) for mask in masks) == new).all()
     for number, left in enumerate(rest):
         assert (left == new & ~np.logical_or.reduce(masks[: number + 1])).all()
+
+
+def test_a_plain_raster_model_says_what_it_sees() -> None:
+    with pytest.warns(UserWarning, match="none behind it"):
+        inpaint(MODELS["plain_raster"](), picture(8, 8), hole(8, 8, 2, 2, 6, 7))
 
 
 def test_models_that_enlarge_cannot_complete() -> None:
