@@ -108,7 +108,7 @@ def show_keys(recipe: str | None, overrides: Sequence[str]) -> None:
         ValueError: If the recipe cannot be used.
     """
     if recipe is not None:
-        config = parse_run(load_config(find_recipe(recipe), overrides), recipe)
+        config = parse_run(load_config(find_recipe(recipe), overrides, expand=False), recipe)
         print_keys(type(config), config.model_dump(mode="json"))
         return
     for cls in RUNS.values():

@@ -199,8 +199,9 @@ def free_folder(settings: Settings, what: str | None = None) -> Path:
 def introduction(settings: Settings) -> str:
     """One line that tells what will be drawn, and how."""
     options = "".join(f", {name} {in_words(value)}" for name, value in settings["options"].items() if value is not None)
+    images = f"{settings['count']} image{'s' * (settings['count'] != 1)}"
     return (
-        f"{Path(settings['model']).name}: {settings['count']} images, seed {settings['seed']}, "
+        f"{Path(settings['model']).name}: {images}, seed {settings['seed']}, "
         f"guidance {settings['guidance_scale']:g}{options}, on {settings['device']} in {settings['dtype']}"
     )
 

@@ -71,10 +71,11 @@ def data_root() -> Path | None:
     return sibling if sibling.is_dir() else None
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+def load_config(path: str | Path, overrides: Iterable[str] = (), *, expand: bool = True) -> dict[str, Any]:
     """Reads a YAML file and applies ``dotted.key=value`` overrides, whose values are YAML too.
 
-    ``${NAME}`` in strings is replaced from the environment; ``${GENAIM_DATA}`` falls back to `data_root`.
+    ``${NAME}`` in strings is replaced from the environment; ``${GENAIM_DATA}`` falls back to `data_root`. Without
+    ``expand`` it stays as it is, for readers that open no file.
 
     Raises:
         ValueError: If the file is not a YAML mapping, an override has no ``=``, or a variable is not set.
@@ -94,7 +95,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
         except yaml.YAMLError:
             raise ValueError(f"override '{override}': '{text}' is not valid YAML; quote it if it is text.") from None
         _set(config, key.split("."), value, key)
-    expanded: dict[str, Any] = _expand(config)
+    expanded: dict[str, Any] = _expand(config) if expand else config
     return expanded
 
 

@@ -23,7 +23,8 @@ def write_config(folder: Path, config: RunConfig) -> None:
         changed = [key for key in now if now[key] != before.get(key) and key not in ("trackers", "device", "dtype")]
         if changed:
             raise ValueError(
-                f"{folder} holds a run with another '{changed[0]}'; choose another name=, or remove the folder."
+                f"{folder} holds a run with another '{changed[0]}'; choose another name= (init={folder} starts it from "
+                "these weights), or remove the folder."
             )
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -70,6 +70,14 @@ def test_train_without_a_recipe_lists_them(genaim, recipe):
     assert all(name in shown for name in recipes())
 
 
+def test_keys_need_no_data(genaim, monkeypatch):
+    monkeypatch.setattr("genaim.config.data_root", lambda: None)
+    monkeypatch.delenv("GENAIM_DATA", raising=False)
+    done = genaim("train", "mnist-vq", "--keys")
+    assert done.code == 0, done.err
+    assert "${GENAIM_DATA}/mnist" in done.out
+
+
 def test_keys_show_the_values_of_a_recipe(genaim, recipe):
     shown = genaim("train", recipe, "optimizer.lr=0.5", "--keys").out
     assert "optimizer.lr = 0.5\n    Peak learning rate." in shown
