@@ -143,7 +143,7 @@ def test_a_plain_raster_model_says_what_it_sees() -> None:
 
 
 def test_models_that_enlarge_cannot_complete() -> None:
-    with pytest.raises(ValueError, match="cannot complete them; take emoji-var"):
+    with pytest.raises(ValueError, match="cannot complete them; take emoji-mar"):
         inpaint(make_var(low_res=4), picture(8, 8), hole(8, 8, 2, 2, 6, 7))
 
 
