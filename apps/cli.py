@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 
 DEFAULT_MODEL = "emoji-var"
+DEFAULT_PAINTER = "emoji-mar"  # sees all that is known from the first step
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -114,7 +115,7 @@ def inpaint(
     mask: options.MaskFile = None,
     box: options.Box = None,
     label: options.OneClass = None,
-    model: options.Model = DEFAULT_MODEL,
+    model: options.Model = DEFAULT_PAINTER,
     count: options.Results = 4,
     seed: options.Seed = 0,
     guidance: options.Guidance = None,
@@ -142,7 +143,7 @@ def outpaint(
     right: Annotated[int, typer.Option(help="Pixels to add on the right.", min=0)] = 0,
     bottom: Annotated[int, typer.Option(help="Pixels to add at the bottom.", min=0)] = 0,
     label: options.OneClass = None,
-    model: options.Model = DEFAULT_MODEL,
+    model: options.Model = DEFAULT_PAINTER,
     count: options.Results = 4,
     seed: options.Seed = 0,
     guidance: options.Guidance = None,

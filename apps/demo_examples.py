@@ -64,7 +64,7 @@ def over(picture: Image.Image, layer: Image.Image) -> Image.Image:
     return Image.alpha_composite(picture.convert("RGBA"), layer.convert("RGBA"))
 
 
-PAINTERS = ("emoji-var", "emoji-mar")
+PAINTERS = ("emoji-mar", "emoji-var")
 ENLARGERS = ("emoji-sr4", "emoji-var")
 ANIMALS, PLACES = "Animals & Nature", "Travel & Places"
 EXAMPLES = {
