@@ -13,7 +13,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 import gradio as gr
 
 from apps.demo_jobs import WORKERS, Jobs
-from apps.demo_models import Models, bundled_generators
+from apps.demo_models import Models, offered_generators
 from apps.demo_parts import CSS, QUIET, THEME, readable_errors
 from apps.demo_tabs import Tab, generate_tab, inpaint_tab, outpaint_tab, upscale_tab
 from apps.demo_uploads import MAX_BYTES
@@ -40,7 +40,7 @@ def serve(names: Sequence[str] = (), host: str = "127.0.0.1", port: int | None =
         ValueError: If a model cannot be found, or the device is not there.
         OSError: If the port is taken.
     """
-    models = Models(list(names) or bundled_generators(), pick_device(device))
+    models = Models(list(names) or offered_generators(), pick_device(device))
     with tempfile.TemporaryDirectory(prefix="genaim-demo-") as folder:
         page = start(models, folder, host, port)
         print(f"genaim demo at {page.local_url}  (Ctrl+C ends it)", flush=True)

@@ -12,8 +12,8 @@ from apps.progress import make_progress
 from genaim.config import nearest, validate
 from genaim.core.hardware import pick_device, pick_dtype
 from genaim.models import MODELS, GenerativeModel, GeneratorConfig, VARConfig
-from genaim.pretrained import bundled, find, load_generator
-from genaim.pretrained.store import read_config
+from genaim.pretrained import find, load_generator
+from genaim.pretrained.store import bundled_generators, read_config
 
 DEFAULT_MODEL = "emoji-var"
 
@@ -65,10 +65,9 @@ class Models:
         return self._loaded[name]
 
 
-def bundled_generators() -> list[str]:
+def offered_generators() -> list[str]:
     """Names of the generators that come with the package, `DEFAULT_MODEL` first."""
-    names = [name for name, folder in bundled().items() if read_config(folder)["kind"] == "generator"]
-    return sorted(names, key=lambda name: name != DEFAULT_MODEL)
+    return sorted(bundled_generators(), key=lambda name: name != DEFAULT_MODEL)
 
 
 def read_generator_config(name: str) -> GeneratorConfig:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from genaim.data.transforms import tensor_to_pil, to_rgb
+from genaim.data.transforms import levels_to_tensor, tensor_to_pil, to_rgb
+from samplers.consistency import resize
 
 WHOLE_UP_TO = 4  # a picture of up to this many times the model's side is seen whole
 CONTEXT = 2  # else the window is this many times the hole
@@ -115,8 +116,9 @@ def to_field(pixels: Tensor, keep: Tensor, field: int) -> tuple[Tensor, Tensor]:
     side = pixels.shape[-1]
     if side == field:
         return pixels, keep
-    resized = F.interpolate(pixels, size=(field, field), mode="bicubic", antialias=True).clamp(-1, 1)
-    return resized, F.adaptive_max_pool2d((~keep).float().unsqueeze(1), field).squeeze(1) == 0
+    return resize(pixels, field, field).clamp(-1, 1), F.adaptive_max_pool2d(
+        (~keep).float().unsqueeze(1), field
+    ).squeeze(1) == 0
 
 
 def close_seam(painted: Tensor, original: Tensor, keep: Tensor, feather: int) -> Tensor:
@@ -155,8 +157,7 @@ def to_pixels(image: Image.Image) -> Tensor:
     """
     if image.mode in ("P", "PA", "1", "La", "RGBa", "YCbCr", "HSV", "LAB"):
         raise ValueError(f"pictures of mode {image.mode} are converted first; call `editable`.")
-    array = np.array(to_rgb(image), dtype=np.float32)
-    return torch.from_numpy(array).permute(2, 0, 1) / 127.5 - 1
+    return levels_to_tensor(np.asarray(to_rgb(image)).transpose(2, 0, 1))
 
 
 def check_depth(data: bytes) -> None:
@@ -195,18 +196,23 @@ def paste(image: Image.Image, pixels: Tensor, hidden: Tensor) -> Image.Image:
         pixels: (3, H, W) in [-1, 1], what is seen on white.
         hidden: (H, W) bool.
     """
-    if "A" in image.mode:
-        alpha = image.getchannel("A")
-        pixels = off_white(pixels, torch.from_numpy(np.array(alpha, dtype=np.float32)) / 255)
-    painted = tensor_to_pil(pixels[None])[0].convert(image.mode.removesuffix("A"))
-    if "A" in image.mode:
-        painted.putalpha(alpha)
+    painted = in_mode(pixels, image.mode, image.getchannel("A") if "A" in image.mode else None)
     result = image.copy()
     result.paste(painted, mask=Image.fromarray(hidden.cpu().numpy()))
     return result
 
 
-def off_white(pixels: Tensor, alpha: Tensor) -> Tensor:
-    """Colours that, laid on white with an alpha (H, W) in [0, 1], are seen as ``pixels`` (..., H, W) in [-1, 1]."""
-    alpha = alpha.to(pixels)
-    return torch.where(alpha > 0, 1 - (1 - pixels) / alpha.clamp_min(1e-6), pixels)
+def in_mode(pixels: Tensor, mode: str, alpha: Image.Image | None) -> Image.Image:
+    """Pixels (3, H, W) in [-1, 1] as a picture; with alpha, its colours are those that are seen as them on white."""
+    if alpha is None:
+        return tensor_to_pil(pixels[None])[0].convert(mode)
+    share = to_share(alpha).to(pixels)
+    colours = torch.where(share > 0, 1 - (1 - pixels) / share, pixels)
+    picture = tensor_to_pil(colours[None])[0].convert(mode.removesuffix("A"))
+    picture.putalpha(alpha)
+    return picture
+
+
+def to_share(alpha: Image.Image) -> Tensor:
+    """Alpha as (H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.array(alpha, dtype=np.float32)) / 255

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from genaim.core.noise import NoiseSource
 from genaim.models import CausalGenerator, GenerativeModel, Given
-from genaim.pretrained import bundled
-from genaim.pretrained.store import read_config
+from genaim.pretrained.store import bundled_generators
 from samplers.canvas import FEATHER, WHOLE_UP_TO, Window, close_seam, editable, fill_holes, paste, to_field, to_pixels
+from samplers.consistency import resize
 from samplers.generate import Sampling, generate
 
 Mask = Image.Image | np.ndarray | Tensor
@@ -142,7 +142,7 @@ def inpaint(
         **sampling,
     )
     if window.side != field:
-        painted = _resize(painted, window.side)
+        painted = resize(painted, window.side, window.side).clamp(-1, 1)
         painted = close_seam(painted, original.to(painted.device), keep.to(painted.device), window.side // FEATHER)
     height, width = hidden.shape
     return [paste(image, window.spread(result, height, width), hidden) for result in painted.cpu()]
@@ -334,9 +334,4 @@ def guidance_of(label: int | None, guidance_scale: float | None) -> float | None
 
 def completers() -> list[str]:
     """Names of the bundled generators that can complete pictures."""
-    configs = {name: read_config(folder) for name, folder in bundled().items()}
-    return [name for name, c in configs.items() if c["kind"] == "generator" and not c["model"].get("low_res")]
-
-
-def _resize(images: Tensor, side: int) -> Tensor:
-    return torch.nn.functional.interpolate(images, size=(side, side), mode="bicubic", antialias=True).clamp(-1, 1)
+    return [name for name, model in bundled_generators().items() if not model.get("low_res")]

@@ -16,11 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from genaim.data.transforms import levels_to_tensor, tensor_to_levels, tensor_to_pil, to_rgb
+from genaim.data.transforms import levels_to_tensor, tensor_to_levels, to_rgb
 from genaim.models import VAR, GenerativeModel, Given
-from genaim.pretrained import bundled
-from genaim.pretrained.store import read_config
-from samplers.canvas import editable, to_pixels
+from genaim.pretrained.store import bundled_generators
+from samplers.canvas import editable, in_mode, to_pixels, to_share
 from samplers.consistency import project, resize
 from samplers.generate import Sampling, generate
 from samplers.inpaint import label_or_null
@@ -153,8 +152,8 @@ def super_resolve(
     enlarged = tiles.blend(torch.cat(results), factor)[None]
     alpha = _enlarged_alpha(image, factor, consistent)
     if consistent:
-        enlarged = project(enlarged, pixels[None], darkest=None if alpha is None else 1 - 2 * _share(alpha))
-    result = _in_mode(enlarged, alpha, image.mode)
+        enlarged = project(enlarged, pixels[None], darkest=None if alpha is None else 1 - 2 * to_share(alpha))
+    result = in_mode(enlarged[0], image.mode, alpha)
     if consistent:
         _warn_of_difference(result, image)
     return result
@@ -186,9 +185,7 @@ def check_factor(model: GenerativeModel, factor: int | None) -> int:
 
 def enlargers() -> list[str]:
     """Names of the bundled models that can enlarge pictures."""
-    configs = {name: read_config(folder) for name, folder in bundled().items()}
-    generators = {name: config["model"] for name, config in configs.items() if config["kind"] == "generator"}
-    return [name for name, model in generators.items() if model["kind"] == "var" or model.get("low_res")]
+    return [name for name, model in bundled_generators().items() if model["kind"] == "var" or model.get("low_res")]
 
 
 @dataclass(frozen=True)
@@ -299,19 +296,3 @@ def _warn_of_difference(result: Image.Image, image: Image.Image) -> None:
 def _planes(image: Image.Image) -> list[Image.Image]:
     """Colours on white, and alpha if there is any."""
     return [to_rgb(image), *([image.getchannel("A")] if "A" in image.mode else [])]
-
-
-def _share(alpha: Image.Image) -> Tensor:
-    """Alpha as (H, W) in [0, 1]."""
-    return torch.from_numpy(np.array(alpha, dtype=np.float32)) / 255
-
-
-def _in_mode(enlarged: Tensor, alpha: Image.Image | None, mode: str) -> Image.Image:
-    """Pixels (1, 3, H, W) in [-1, 1] as a picture; with alpha, pixels on white become those that it lets through."""
-    if alpha is None:
-        return tensor_to_pil(enlarged)[0].convert(mode)
-    share = _share(alpha)
-    colours = torch.where(share > 0, 1 - (1 - enlarged) / share, enlarged)
-    picture = tensor_to_pil(colours)[0].convert(mode.removesuffix("A"))
-    picture.putalpha(alpha)
-    return picture

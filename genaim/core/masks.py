@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genaim.core.noise import Noise
+from genaim.core.noise import Noise, ranks
 
 NEVER = torch.iinfo(torch.int64).max
 """Step id of a key that no query may attend to."""
@@ -58,4 +58,4 @@ def free_form(grid: tuple[int, int], noise: Noise) -> Tensor:
     field = F.interpolate(coarse, size=grid, mode="bicubic", align_corners=False).flatten(1)
     field = field + 0.1 * noise.normal(field.shape[1])  # ragged edges
     count = (noise.uniform(1) * field.shape[1]).long()  # (B, 1)
-    return field.argsort(dim=1, stable=True).argsort(1) < count  # equal values rank alike on every device
+    return ranks(field) < count

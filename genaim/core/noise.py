@@ -81,6 +81,11 @@ def logistic(uniform: Tensor) -> Tensor:
     return (noise.log() - (-noise).log1p()).float().to(uniform.device)
 
 
+def ranks(values: Tensor) -> Tensor:
+    """Rank of every entry in its row, (B, N) to (B, N) int64; equal ones by position, alike on every device."""
+    return values.argsort(dim=1, stable=True).argsort(1)
+
+
 def exact(tensor: Tensor) -> Tensor:
     """The tensor where float64 can be computed: MPS devices have none, so their noise comes from the CPU."""
     return tensor.cpu() if tensor.device.type == "mps" else tensor

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from genaim.core.noise import Noise, NoiseSource
+from genaim.core.noise import Noise, NoiseSource, ranks
 
 
 class Step(NamedTuple):
@@ -62,8 +62,7 @@ class Order(ABC):
         Returns:
             (B, N) bool.
         """
-        rank = noise.uniform(self.num_tokens).argsort(dim=1, stable=True).argsort(1)
-        return rank < round(share * self.num_tokens)
+        return ranks(noise.uniform(self.num_tokens)) < round(share * self.num_tokens)
 
     def check_num_steps(self, num_steps: int | None, own: int) -> None:
         """Raises ValueError if a fixed order is asked for another number of steps than its own."""

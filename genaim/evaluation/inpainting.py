@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genaim.core.noise import NoiseSource
-from genaim.data.transforms import tensor_to_pil
+from genaim.core.noise import NoiseSource, ranks
+from genaim.data.transforms import levels_to_tensor, tensor_to_pil
 from genaim.evaluation.reconstruction import psnr
 
 TELEA_RADIUS = 3
@@ -27,8 +27,7 @@ def free_form_holes(count: int, side: int, seed: int = 0, least: float = 0.1, mo
     noise = NoiseSource(seed, torch.arange(count))
     field = F.interpolate(noise.normal(1, 5, 5), size=(side, side), mode="bicubic", align_corners=False).flatten(1)
     share = least + (most - least) * noise.uniform(1)
-    rank = field.argsort(dim=1, stable=True).argsort(1)
-    return (rank >= (share * side * side).long()).view(count, side, side)
+    return (ranks(field) >= (share * side * side).long()).view(count, side, side)
 
 
 def hole_psnr(images: Tensor, others: Tensor, keep: Tensor) -> Tensor:
@@ -75,7 +74,7 @@ def telea(images: Tensor, keep: Tensor) -> Tensor:
         cv2.inpaint(np.array(picture), (~k).numpy().astype(np.uint8), TELEA_RADIUS, cv2.INPAINT_TELEA)
         for picture, k in zip(tensor_to_pil(blank), keep, strict=True)
     ]
-    return _from_bytes(filled)
+    return levels_to_tensor(np.stack(filled).transpose(0, 3, 1, 2))
 
 
 def biharmonic(images: Tensor, keep: Tensor) -> Tensor:
@@ -89,10 +88,6 @@ def biharmonic(images: Tensor, keep: Tensor) -> Tensor:
         for image, k in zip(images, keep, strict=True)
     ]
     return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).float().clamp(-1, 1)
-
-
-def _from_bytes(pictures: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 FILLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

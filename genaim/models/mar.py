@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from genaim.core.attention import check_backend
 from genaim.core.conditioning import ClassEmbedding
 from genaim.core.masks import NEVER, StepMask
-from genaim.core.noise import Noise
+from genaim.core.noise import Noise, ranks
 from genaim.core.order import RandomOrder
 from genaim.core.positions import sincos_2d
 from genaim.core.transformer import Transformer, TransformerConfig
@@ -198,8 +198,7 @@ class MAR(GenerativeModel):
     def loss(self, tokens: Tensor, labels: Tensor, *, noise: Noise, low_res: Tensor | None = None) -> Loss:
         """The head's loss of the hidden tokens; in evaluation they are drawn as in training."""
         labels, prefix = self.training_condition(labels, low_res, noise)
-        rank = noise.uniform(tokens.shape[1]).argsort(dim=1, stable=True).argsort(1)
-        known = rank >= hidden_count(noise, tokens.shape[1])[:, None]
+        known = ranks(noise.uniform(tokens.shape[1])) >= hidden_count(noise, tokens.shape[1])[:, None]
         features = self.decode_all(self.encode_known(tokens, known, self.class_embed(labels), prefix), known)
         losses = self.head.loss(features, tokens, noise=noise)
         hidden = ~known

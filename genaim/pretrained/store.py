@@ -43,6 +43,12 @@ def bundled() -> dict[str, Path]:
     return {p.parent.name: p.parent for p in sorted(BUNDLED.glob("*/config.json"))}
 
 
+def bundled_generators() -> dict[str, dict[str, Any]]:
+    """Model configs, not validated, of the generators among them, by name."""
+    configs = {name: read_config(folder) for name, folder in bundled().items()}
+    return {name: config["model"] for name, config in configs.items() if config["kind"] == "generator"}
+
+
 def find(name: str, progress: Progress | None = None) -> Path:
     """The folder of a model.
 
@@ -180,9 +186,8 @@ def load_generator(
     folder = find(name, progress)
     config = read_config(folder)
     if config["kind"] != "generator":
-        generators = [n for n, p in bundled().items() if read_config(p)["kind"] == "generator"]
-        what = A_KIND[config["kind"]]
-        raise ValueError(f"'{name}' is {what}, which cannot generate; bundled generators: {', '.join(generators)}.")
+        what, names = A_KIND[config["kind"]], ", ".join(bundled_generators())
+        raise ValueError(f"'{name}' is {what}, which cannot generate; bundled generators: {names}.")
     model = build_generator(config["model"], load_tokenizer(str(folder), progress=progress), str(folder))
     return _build(model, _weights(folder, config), folder).to(device)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import apps.demo_models
 from apps.demo_jobs import ANY_CLASS, Ask, Cancelled, Jobs, Report, Sides, Update
-from apps.demo_models import Models, bundled_generators
+from apps.demo_models import Models, offered_generators
 from apps.demo_uploads import MAX_BYTES, read_mask, read_picture
 from genaim.data.transforms import tensor_to_pil
 from genaim.pretrained import load_generator
@@ -213,8 +213,8 @@ def test_only_models_that_are_served() -> None:
 
 
 def test_the_bundled_generators_are_offered() -> None:
-    assert {"emoji-var", "mnist-var", "mnist-aim"} <= set(bundled_generators())
-    assert not any(name.endswith(("-vq", "-kl")) for name in bundled_generators())
+    assert {"emoji-var", "mnist-var", "mnist-aim"} <= set(offered_generators())
+    assert not any(name.endswith(("-vq", "-kl")) for name in offered_generators())
 
 
 # What people send

@@ -9,10 +9,10 @@ from PIL import Image
 
 from genaim.models import GenerativeModel
 from genaim.pretrained import load_generator
-from genaim.pretrained.store import bundled, read_config
+from genaim.pretrained.store import bundled_generators
 from samplers import edit, generate, inpaint, outpaint, super_resolve
 
-GENERATORS = [name for name, folder in bundled().items() if "model" in read_config(folder)]
+GENERATORS = list(bundled_generators())
 
 
 @pytest.fixture(scope="module", params=GENERATORS)
