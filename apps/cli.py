@@ -20,6 +20,7 @@ app = typer.Typer(
 
 DEFAULT_MODEL = "emoji-var"
 DEFAULT_PAINTER = "emoji-mar"  # sees all that is known from the first step
+DEFAULT_ENLARGER = "emoji-sr4"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -200,7 +201,7 @@ def upscale(
     ] = None,
     label: options.OneClass = None,
     consistent: Annotated[bool, typer.Option(help="Make the result give the picture again when it is reduced.")] = True,
-    model: options.Model = DEFAULT_MODEL,
+    model: options.Model = DEFAULT_ENLARGER,
     count: options.Results = 1,
     seed: options.Seed = 0,
     guidance: options.Guidance = None,
