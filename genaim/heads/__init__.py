@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from genaim.heads.base import Head, HeadConfig, SamplingOptions, TokenSpec
+from genaim.heads.base import Head, HeadConfig, Measure, SamplingOptions, TokenSpec
 from genaim.heads.categorical import CategoricalHead, CategoricalHeadConfig
 from genaim.heads.diffusion import DiffusionHead, DiffusionHeadConfig
 from genaim.heads.gaussian import GaussianHead, GaussianHeadConfig
@@ -33,6 +33,7 @@ __all__ = [
     "GaussianHeadConfig",
     "Head",
     "HeadConfig",
+    "Measure",
     "MixtureHead",
     "MixtureHeadConfig",
     "SamplingOptions",

@@ -1,7 +1,7 @@
 """What a head is: the distribution of a token given its features, to train and to sample."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from genaim.config import Config
 from genaim.core.noise import Noise
 from genaim.heads.schedule import NUM_TIMESTEPS
+
+Measure = Literal["probability", "density"]
+"""Probability of tokens that can be counted (codes, 8-bit pixels), or density of continuous ones."""
 
 
 class SamplingOptions(Config):
@@ -89,6 +92,8 @@ class Head(nn.Module, ABC):
     """Names of the `SamplingOptions` that this head honours."""
     loss_unit: str = "nats per token"
     """What the mean of the loss over tokens is, in words."""
+    measure: Measure | None = None
+    """What `log_prob` is the logarithm of; None where the head has none."""
 
     @abstractmethod
     def loss(self, features: Tensor, targets: Tensor, *, noise: Noise | None = None) -> Tensor:

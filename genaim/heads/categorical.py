@@ -35,6 +35,7 @@ class CategoricalHead(Head):
     """The head of VAR and of every model with discrete tokens."""
 
     options: ClassVar[tuple[str, ...]] = ("temperature", "top_k", "top_p")
+    measure = "probability"
 
     def __init__(self, config: CategoricalHeadConfig) -> None:
         super().__init__()

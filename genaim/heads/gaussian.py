@@ -35,6 +35,7 @@ class GaussianHead(Head):
     """A mean, and a scale where it is learned, for every channel of a token."""
 
     options: ClassVar[tuple[str, ...]] = ("temperature",)
+    measure = "density"
 
     def __init__(self, config: GaussianHeadConfig) -> None:
         super().__init__()

@@ -85,6 +85,7 @@ class MixtureHead(Head):
     def __init__(self, config: MixtureHeadConfig) -> None:
         super().__init__()
         self.config = config
+        self.measure = "probability" if config.density == "discretized_logistic" else "density"
         k, channels = config.components, config.channels
         coefficients = k * channels * (channels - 1) // 2 if config.coupled else 0
         self.sizes = [k, k * channels, k * channels, coefficients]

@@ -17,7 +17,7 @@ from genaim.core.attention import check_backend
 from genaim.core.conditioning import ClassEmbedding, LowResPrefix
 from genaim.core.noise import Noise
 from genaim.core.order import Order
-from genaim.heads import HEADS, Head, HeadConfig, SamplingOptions, TokenSpec
+from genaim.heads import HEADS, Head, HeadConfig, Measure, SamplingOptions, TokenSpec
 from genaim.tokenizers import Tokenizer
 
 
@@ -182,6 +182,28 @@ class GenerativeModel(nn.Module, ABC):
         Raises:
             ValueError: If the model takes low-resolution images and gets none, or gets some and takes none.
         """
+
+    @property
+    def measure(self) -> Measure | None:
+        """What `log_prob` is the logarithm of; None where the model has no exact one."""
+        return self.head.measure
+
+    def log_prob(self, tokens: Tensor, labels: Tensor, *, noise: Noise, low_res: Tensor | None = None) -> Tensor:
+        """Exact log-probability, or log-density, of every token given those before it in the order.
+
+        Args:
+            tokens: (B, N) int64 or (B, N, C).
+            labels: Classes, (B,) int64; -1 is none.
+            noise: Source of the paths of models that draw them.
+            low_res: The images at low resolution, (B, 3, s, s) in [-1, 1], for models that take them.
+
+        Returns:
+            Nats of the token at each position, (B, N).
+
+        Raises:
+            ValueError: If the model has none, or `low_res` is not what the model takes.
+        """
+        raise ValueError(f"{type(self).__name__} has no exact density; evaluate its samples instead.")
 
     @abstractmethod
     def start(

@@ -189,6 +189,14 @@ class CausalGenerator(GenerativeModel):
         wanted = ~known.gather(1, path)
         return Loss((losses * wanted).sum(), wanted.sum().to(losses.dtype))
 
+    def log_prob(self, tokens: Tensor, labels: Tensor, *, noise: Noise, low_res: Tensor | None = None) -> Tensor:
+        """Along the model's own path, with no token known beforehand."""
+        labels, prefix = self.training_condition(labels, low_res, noise)
+        path = self.order.sequence(len(tokens), noise, tokens.device)
+        features = self(tokens, path, path.new_zeros(len(path)), labels, prefix=prefix)
+        found = self.head.log_prob(features, gather(tokens, path))
+        return torch.empty_like(found).scatter_(1, path, found)
+
     def context(self, known: Tensor) -> Tensor:
         """All given tokens where training had known-first sequences; else none: they are seen in their turn."""
         return known if self.config.known_first > 0 else torch.zeros_like(known)

@@ -195,6 +195,11 @@ class MAR(GenerativeModel):
         out: Tensor = self.decoder(x)[:, front:] + self.output_positions
         return out
 
+    @property
+    def measure(self) -> None:
+        """None with any head: sets are drawn, and predicted as if their tokens were independent."""
+        return None
+
     def loss(self, tokens: Tensor, labels: Tensor, *, noise: Noise, low_res: Tensor | None = None) -> Loss:
         """The head's loss of the hidden tokens; in evaluation they are drawn as in training."""
         labels, prefix = self.training_condition(labels, low_res, noise)

@@ -199,6 +199,12 @@ class VAR(GenerativeModel):
         parts = {f"scale_{k + 1}": (s.sum(), s.new_full((), weight * s.numel())) for k, s in enumerate(scales)}
         return Loss(losses.sum(), losses.new_full((), weight * losses.numel()), parts)
 
+    def log_prob(self, tokens: Tensor, labels: Tensor, *, noise: Noise, low_res: Tensor | None = None) -> Tensor:
+        """Of the tokens, scale after scale: the pixels have none, since the tokenizer loses some of them."""
+        labels, prefix = self.training_condition(labels, low_res, noise)
+        inputs = self.tokenizer.scale_inputs(tokens)[:, : tokens.shape[1] - self.order.sizes[0]]
+        return self.head.log_prob(self(inputs, labels, prefix=prefix), tokens)
+
     def context(self, known: Tensor) -> Tensor:
         """None: every scale is fed whole, in its turn."""
         return torch.zeros_like(known)
