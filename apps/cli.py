@@ -9,6 +9,7 @@ import typer
 
 from apps import options
 from apps.errors import guarded
+from apps.evaluate import evaluate
 
 app = typer.Typer(
     name="genaim",
@@ -17,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(evaluate, name="evaluate")
 
 DEFAULT_MODEL = "emoji-var"
 DEFAULT_PAINTER = "emoji-mar"  # sees all that is known from the first step

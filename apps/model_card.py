@@ -16,14 +16,13 @@ from apps.provenance import (
     counted,
     data_source,
     describe_split,
-    located,
     read_metrics,
     this_machine,
     training_seconds,
-    whole_split,
 )
 from apps.request import Settings, in_words
 from apps.sample import draw
+from apps.splits import located, whole_split
 from genaim.core.progress import Progress
 from genaim.data import DataConfig, image_to_tensor
 from genaim.data.grid import contact_sheet

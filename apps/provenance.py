@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from apps.describe import in_yaml
-from genaim.config import data_root, find_recipe, load_config, nearest
+from genaim.config import find_recipe, load_config, nearest
 from genaim.core.progress import Progress
-from genaim.data import DataConfig, ImageDataset, SourceConfig, build_dataset, eval_batches
+from genaim.data import DataConfig, ImageDataset, eval_batches
 from genaim.training.config import AnyRunConfig, GeneratorRunConfig, TokenizerRunConfig, parse_run
 
 BATCH_SIZE = 32
@@ -56,31 +56,6 @@ def data_source(data: DataConfig) -> DataSource:
         name = unknown[0] if unknown else " and ".join(sorted(names))
         raise ValueError(f"the licence of data '{name}' is not known; {nearest(name, SOURCES)}. Add it to SOURCES.")
     return SOURCES[names.pop()]
-
-
-def located(data: DataConfig) -> DataConfig:
-    """The data of a run; where their folder is not on this machine, the one of that name in `data_root`."""
-
-    def find(source: SourceConfig) -> SourceConfig:
-        root = data_root()
-        if Path(source.path).exists() or root is None:
-            return source
-        return source.model_copy(update={"path": str(root / Path(source.path).name)})
-
-    return data.model_copy(update={"train": [find(s) for s in data.train], "val": [find(s) for s in data.val]})
-
-
-def whole_split(data: DataConfig, part: str) -> ImageDataset:
-    """A part of the data without a limit, prepared as for validation.
-
-    Raises:
-        ValueError: If the data are streamed, or there are none.
-    """
-    sources = [source.model_copy(update={"limit": None}) for source in (data.train if part == "train" else data.val)]
-    dataset = build_dataset(data.model_copy(update={"val": sources}), "val")
-    if not isinstance(dataset, ImageDataset):
-        raise ValueError("a card reads data in any order, and tar or streamed data cannot be; use parquet or a folder.")
-    return dataset
 
 
 def counted(dataset: ImageDataset, what: str, progress: Progress) -> Iterator[Tensor]:

@@ -131,21 +131,27 @@ def make_record(settings: Settings, files: dict[str, str], seconds: dict[str, fl
         "command": command_line(settings),
         "settings": settings,
         "seconds": seconds,
-        "libraries": {
-            "genaim": genaim.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "pillow": PIL.__version__,
-            "safetensors": safetensors.__version__,
-        },
-        "machine": {
-            "platform": platform.platform(),
-            "processor": processor(settings["device"]),
-            "threads": torch.get_num_threads(),
-        },
+        "libraries": libraries(),
+        "machine": machine(settings["device"]),
         "files": files,
     }
+
+
+def libraries() -> dict[str, str]:
+    """Versions of what computes the numbers of a record."""
+    return {
+        "genaim": genaim.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "safetensors": safetensors.__version__,
+    }
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What a record says of the machine, where ``device`` computed."""
+    return {"platform": platform.platform(), "processor": processor(device), "threads": torch.get_num_threads()}
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:

@@ -1,0 +1,129 @@
+"""Whole splits of data, read in order: those of a model's recipe, or what `--data` names."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from genaim.config import data_root, find_recipe, load_config, recipes, validate
+from genaim.data import DataConfig, ImageDataset, SourceConfig, build_dataset
+from genaim.data.sources import detect_format
+from genaim.pretrained import bundled
+from genaim.training.config import parse_run
+
+
+def data_for(model: str, given: str | None) -> DataConfig:
+    """The data that a model is evaluated on, with a training and a held-out part.
+
+    Args:
+        model: Name or folder of the model: a run folder holds its recipe, a bundled model has the one of its name.
+        given: What `--data` says: a recipe by name or file, a data set's path, or a YAML mapping: a recipe's key
+            ``data``, or one data set, ``{path: photos, split: val}``, which is then both parts; None takes the model's
+            recipe.
+
+    Raises:
+        ValueError: If the model has no recipe and nothing is given, or there is no such data.
+    """
+    if given is None:
+        run = Path(model) / "config.yaml"
+        if run.is_file():
+            return located(parse_run(yaml.safe_load(run.read_text()), str(run)).data)
+        if model in bundled() and model in recipes():
+            given = model
+        else:
+            raise ValueError(f"'{model}' does not say which images it was trained on; give --data.")
+    elif given.lstrip().startswith("{"):
+        mapping = load_mapping(given)
+        if mapping.keys() & {"train", "val"}:
+            return validate(DataConfig, {"image_size": 1, **mapping}, "--data")
+        source = validate(SourceConfig, mapping, "--data")
+        return DataConfig(train=[source], val=[source], image_size=1)
+    elif not is_recipe(given):
+        train, val = (SourceConfig(path=given, split=split) for split in ("train", held_out_split(given)))
+        return DataConfig(train=[train], val=[val], image_size=1)
+    return parse_run(load_config(find_recipe(given)), given).data
+
+
+def is_recipe(given: str) -> bool:
+    """Whether `--data` names a recipe and no data set."""
+    path = Path(given)
+    return path.suffix in (".yaml", ".yml") or (given in recipes() and not path.exists())
+
+
+def held_out_split(path: str) -> str:
+    """What the held-out split of a data set is called; of a folder without one it is the whole folder."""
+    if detect_format(SourceConfig(path=path)) != "folder":
+        return "test"
+    return next((name for name in ("test", "val") if (Path(path) / name).is_dir()), "train")
+
+
+def load_mapping(text: str) -> dict[str, Any]:
+    """A YAML mapping on the command line.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"--data '{text}' is not a YAML mapping; write it as {{path: photos, split: val}}.")
+    return found
+
+
+def located(data: DataConfig) -> DataConfig:
+    """The data of a run; where their folder is not on this machine, the one of that name in `data_root`."""
+
+    def find(source: SourceConfig) -> SourceConfig:
+        root = data_root()
+        if Path(source.path).exists() or root is None:
+            return source
+        return source.model_copy(update={"path": str(root / Path(source.path).name)})
+
+    return data.model_copy(update={"train": [find(s) for s in data.train], "val": [find(s) for s in data.val]})
+
+
+def whole_split(
+    data: DataConfig,
+    part: str,
+    *,
+    image_size: int | None = None,
+    limit: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> ImageDataset:
+    """A part of the data, train or val, prepared as for validation, without the limits of its recipe.
+
+    Args:
+        data: The data.
+        part: train or val.
+        image_size: Side of the images; None takes that of the data.
+        limit: Only the first n images of each data set.
+        class_names: The numbering of classes of a model.
+
+    Raises:
+        ValueError: If there are no such data, or they have no known length or are no images.
+    """
+    chosen = data.train if part == "train" else data.val
+    if not chosen:
+        raise ValueError(f"the recipe names no {part} data; give --data.")
+    sources = [source.model_copy(update={"limit": limit}) for source in chosen]
+    size = {} if image_size is None else {"image_size": image_size}
+    dataset = build_dataset(data.model_copy(update={"val": sources, **size}), "val", class_names=class_names)
+    if not isinstance(dataset, ImageDataset):
+        kind = detect_format(sources[0])
+        raise ValueError(
+            f"'{sources[0].path}' ({kind}) cannot be read in any order as images; use a folder, IDX, parquet or a Hub "
+            "data set that is not streamed."
+        )
+    return dataset
+
+
+def in_words(dataset: ImageDataset, data: DataConfig, part: str) -> str:
+    """Such as ``mnist (test), 10,000 images``."""
+    names = []
+    for source in data.train if part == "train" else data.val:
+        whole = detect_format(source) == "folder" and not (Path(source.path) / source.split).is_dir()
+        names.append(Path(source.path).name + ("" if whole else f" ({source.split})"))
+    return f"{' and '.join(names)}, {len(dataset):,} images"
