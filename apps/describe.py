@@ -32,10 +32,12 @@ def show_models() -> None:
         table.add_column(heading, no_wrap=heading == "name")
     for name, folder in bundled().items():
         model = from_pretrained(folder)
-        classes = model.config.num_classes if isinstance(model, GenerativeModel) else ""
-        kind, side = kind_of(model), sized(model).image_size
-        size = f"{disk_size(folder) / 1e6:.1f} MB"
-        table.add_row(name, kind, f"{side}x{side}", str(classes), millions(model), size, licence(folder) or "")
+        side, classes, image = sized(model).image_size, 0, ""
+        if isinstance(model, GenerativeModel):
+            classes = model.config.num_classes
+            image = f"{model.config.low_res}x{model.config.low_res} to " if model.config.low_res else ""
+        row = (kind_of(model), f"{image}{side}x{side}", str(classes or ""), millions(model))
+        table.add_row(name, *row, f"{disk_size(folder) / 1e6:.1f} MB", licence(folder) or "")
     if table.row_count:
         console().print(table)
         print("\nsample one:  genaim sample --model NAME        more of it:  genaim info NAME\n")

@@ -1,5 +1,6 @@
 """The commands ``genaim evaluate ...``: their arguments. Each imports what it needs when it runs."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,3 +45,248 @@ def likelihood(
     from apps.likelihood import LikelihoodRequest, score
 
     score(LikelihoodRequest(model, data, split, count, classes, seed, batch_size, device), json)
+
+
+Model = Annotated[
+    str | None, typer.Option(metavar="NAME|FOLDER", help="Bundled or official model, model folder or run folder.")
+]
+References = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reference",
+        metavar="train|val|RECIPE|PATH|FILE.npz",
+        help="What to compare with; may be given again. train and val: of the model's recipe (default: train); else a "
+        "recipe, a data set, a folder, or an npz file of mu and sigma or arr_0 as ADM publishes them.",
+    ),
+]
+ReferenceCount = Annotated[
+    int | None, typer.Option(help="At most so many images of each reference, evenly. Default: all.", min=1)
+]
+Labels = Annotated[
+    Literal["balanced", "uniform", "data"],
+    typer.Option(help="Classes: in turn, equally many of each; drawn; or with the shares of the reference."),
+]
+ExtractorName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Feature extractor: inception-v3-compat, cifar-resnet56, encoder (--weights FOLDER), any other name in "
+        "torch-fidelity's registry, or MODULE:CLASS.",
+    ),
+]
+Weights = Annotated[
+    str | None, typer.Option(metavar="FILE|FOLDER", help="Weights of the extractor. Default: a download.")
+]
+ProtocolName = Annotated[
+    str,
+    typer.Option(
+        "--preset",
+        metavar="adm|fidelity",
+        help="adm: as guided-diffusion's evaluator, without KID; fidelity: torch-fidelity's defaults. Precision and "
+        "recall are of the features of FID in both.",
+    ),
+]
+Bootstrap = Annotated[int, typer.Option(help="Resamplings for the standard error of FID; 0 is none.", min=0)]
+Save = Annotated[Literal["png", "npz"] | None, typer.Option(help="Keep the images too.")]
+OutFolder = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Folder to write. Default: evaluations/MODEL-fid-DIGEST.")
+]
+Cache = Annotated[Path, typer.Option(metavar="FOLDER", help="Where features are kept; the same command goes on there.")]
+
+
+@evaluate.command()
+def fid(
+    model: Model = None,
+    images: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER|FILE.npz", help="Compare these images instead of a model's, as they are."),
+    ] = None,
+    reference: References = None,
+    reference_count: ReferenceCount = None,
+    floor: Annotated[
+        bool, typer.Option(help="Also compare as many other real images of the first reference: the least to expect.")
+    ] = False,
+    count: Annotated[
+        int, typer.Option("--count", "-n", help="Images to generate; published figures take 50,000.")
+    ] = 50000,
+    labels: Labels = "balanced",
+    classes: Annotated[
+        list[str] | None, typer.Option(metavar="NAMES", help="Generate and compare these only, by name or number.")
+    ] = None,
+    seed: options.Seed = 0,
+    guidance: options.Guidance = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    steps: options.Steps = None,
+    diffusion_steps: options.DiffusionSteps = None,
+    scheduler: options.Scheduler = None,
+    extractor: ExtractorName = "inception-v3-compat",
+    weights: Weights = None,
+    preset: ProtocolName = "fidelity",
+    bootstrap: Bootstrap = 0,
+    save: Save = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    out: OutFolder = None,
+    cache: Cache = Path("cache"),
+) -> None:
+    """Generate images and compare them with real ones: FID, KID, Inception score, precision and recall."""
+    from apps.quality import evaluate_quality
+    from apps.quality_request import QualityRequest
+    from apps.request import SampleRequest
+
+    sampling = model and SampleRequest(
+        model,
+        classes=tuple(classes or ()),
+        count=count,
+        seed=seed,
+        guidance_scale=guidance,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        num_steps=steps,
+        diffusion_steps=diffusion_steps,
+        scheduler=scheduler,
+        device=device,
+        dtype=dtype,
+    )
+    request = QualityRequest(
+        "fid",
+        sampling or None,
+        images=images,
+        references=tuple(reference or ["train"]),
+        reference_count=reference_count,
+        labels=labels,
+        extractor=extractor,
+        weights=weights,
+        protocol=preset,
+        bootstrap=bootstrap,
+        floor=floor,
+    )
+    evaluate_quality(request, out, cache=cache, save=save, command=_command())
+
+
+@evaluate.command()
+def rfid(
+    model: Annotated[
+        str, typer.Option(metavar="NAME|FOLDER", help="A tokenizer, or a generator, whose tokenizer is taken.")
+    ],
+    reference: Annotated[
+        str,
+        typer.Option(
+            metavar="train|val|RECIPE|PATH",
+            help="Images to reconstruct, and to compare with: those of the recipe, or others.",
+        ),
+    ] = "val",
+    reference_count: ReferenceCount = None,
+    extractor: ExtractorName = "inception-v3-compat",
+    weights: Weights = None,
+    preset: ProtocolName = "fidelity",
+    bootstrap: Bootstrap = 0,
+    save: Save = None,
+    device: options.Device = "auto",
+    out: OutFolder = None,
+    cache: Cache = Path("cache"),
+) -> None:
+    """Reconstruct images by a tokenizer and compare them with what went in: no figure of generation."""
+    from apps.quality import evaluate_quality
+    from apps.quality_request import QualityRequest
+    from apps.request import SampleRequest
+
+    request = QualityRequest(
+        "rfid",
+        SampleRequest(model, device=device),
+        references=(reference,),
+        reference_count=reference_count,
+        extractor=extractor,
+        weights=weights,
+        protocol=preset,
+        bootstrap=bootstrap,
+    )
+    evaluate_quality(request, out, cache=cache, save=save, command=_command())
+
+
+@evaluate.command()
+def replay(
+    record: Annotated[Path, typer.Argument(metavar="RECORD", help="A record.json of genaim evaluate, or its folder.")],
+    weights: Weights = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="Where to compute. Default: as recorded.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder to write. Default: evaluations/replay-DIGEST.")
+    ] = None,
+    cache: Cache = Path("cache"),
+) -> None:
+    """Repeat a recorded measurement from nothing, and compare the figures."""
+    from apps.replay import replay
+
+    replay(record, out, cache=cache, weights=weights, device=device, command=_command())
+
+
+@evaluate.command()
+def sweep(
+    model: Annotated[str, typer.Option(metavar="NAME|FOLDER", help="The generator.")],
+    guidance: Annotated[list[str] | None, typer.Option(metavar="NUMBERS", help="Guidance scales, as 1,2,4.")] = None,
+    temperature: Annotated[list[str] | None, typer.Option(metavar="NUMBERS", help="Temperatures.")] = None,
+    steps: Annotated[list[str] | None, typer.Option(metavar="NUMBERS", help="Numbers of steps.")] = None,
+    best_by: Annotated[
+        str, typer.Option(metavar="FIGURE", help="fid, kid, precision, recall or inception_score.")
+    ] = "fid",
+    reference: References = None,
+    reference_count: ReferenceCount = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="Images of each point.")] = 1000,
+    labels: Labels = "balanced",
+    seed: options.Seed = 0,
+    extractor: ExtractorName = "inception-v3-compat",
+    weights: Weights = None,
+    preset: ProtocolName = "fidelity",
+    bootstrap: Bootstrap = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: evaluations/MODEL-sweep.")] = None,
+    cache: Cache = Path("cache"),
+) -> None:
+    """Measure a grid of sampling settings: a table and a plot with the best one marked."""
+    from apps.quality_request import QualityRequest
+    from apps.request import SampleRequest
+    from apps.sweep import read_grid, sweep
+
+    request = QualityRequest(
+        "fid",
+        SampleRequest(model, count=count, seed=seed, device=device, dtype=dtype),
+        references=tuple(reference or ["train"]),
+        reference_count=reference_count,
+        labels=labels,
+        extractor=extractor,
+        weights=weights,
+        protocol=preset,
+        bootstrap=bootstrap,
+    )
+    grid = read_grid({"guidance": guidance, "temperature": temperature, "steps": steps})
+    folder = out or Path("evaluations") / f"{Path(model).name}-sweep"
+    sweep(request, grid, best_by, folder, cache=cache, command=_command())
+
+
+@evaluate.command()
+def statistics(
+    data: Annotated[
+        str, typer.Argument(metavar="RECIPE|PATH|FILE.npz", help="A recipe's training images, a data set, or arr_0.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE.npz", help="File to write, as ADM's: mu and sigma.")],
+    size: Annotated[
+        int | None, typer.Option(help="Side of the images. Default: the recipe's; else as they are.")
+    ] = None,
+    extractor: ExtractorName = "inception-v3-compat",
+    weights: Weights = None,
+    device: options.Device = "auto",
+    cache: Cache = Path("cache"),
+) -> None:
+    """Write the statistics of your own images once, for --reference FILE.npz."""
+    from apps.quality import write_statistics
+
+    write_statistics(data, out, size=size, extractor=extractor, weights=weights, device=device, cache=cache)
+
+
+def _command() -> list[str]:
+    """The command line that is being run."""
+    return ["genaim", *sys.argv[1:]]

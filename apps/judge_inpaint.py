@@ -157,8 +157,8 @@ def measure(images: "Tensor", completed: "Tensor", keep: "Tensor", extractor: "C
     """PSNR inside the holes, and the Frechet distance of whole images to the true ones."""
     import torch
 
-    from genaim.evaluation.frechet import frechet_distance
     from genaim.evaluation.inpainting import hole_psnr
+    from genaim.evaluation.quality import frechet_distance
 
     with torch.no_grad():
         distance = frechet_distance(extractor.features(completed), extractor.features(images))

@@ -122,8 +122,13 @@ def whole_split(
 
 def in_words(dataset: ImageDataset, data: DataConfig, part: str) -> str:
     """Such as ``mnist (test), 10,000 images``."""
-    names = []
+    return f"{source_names(data, part)}, {len(dataset):,} images"
+
+
+def source_names(data: DataConfig, part: str) -> str:
+    """Such as ``mnist (test)``."""
+    found = []
     for source in data.train if part == "train" else data.val:
         whole = detect_format(source) == "folder" and not (Path(source.path) / source.split).is_dir()
-        names.append(Path(source.path).name + ("" if whole else f" ({source.split})"))
-    return f"{' and '.join(names)}, {len(dataset):,} images"
+        found.append(Path(source.path).name + ("" if whole else f" ({source.split})"))
+    return " and ".join(found)

@@ -8,7 +8,6 @@ import torch
 
 from genaim.config import data_root
 from genaim.evaluation.cifar import CifarResNet, load_cifar_resnet
-from genaim.evaluation.frechet import frechet_distance
 from genaim.evaluation.inpainting import FILLS, best_of, diversity, free_form_holes, hole_psnr
 
 PACKAGE = {"Telea": "cv2", "biharmonic": "skimage"}
@@ -49,22 +48,6 @@ def test_fills_look_at_what_is_kept_alone(name: str) -> None:
     torch.testing.assert_close(FILLS[name](images, keep)[kept], images[kept], rtol=0, atol=1e-6)
     flat = torch.full((2, 3, 16, 16), 0.2)
     torch.testing.assert_close(FILLS[name](flat, keep), flat, rtol=0, atol=0.02)  # Telea rounds to 8 bits along the way
-
-
-def test_frechet_distance_of_gaussians_is_the_closed_form() -> None:
-    pytest.importorskip("torch_fidelity")
-    generator = torch.Generator().manual_seed(0)
-    white = torch.linalg.qr(torch.randn(4000, 3, generator=generator, dtype=torch.float64) - 0.0)[0]
-    white = white - white.mean(0)
-    white = torch.linalg.qr(white)[0] * 3999**0.5  # mean 0, covariance 1 exactly
-    scale, shift = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64), torch.tensor([1.0, 0.0, -2.0]).double()
-    expected = (shift.square() + (scale - 1).square()).sum().item()
-    assert frechet_distance(white, white * scale + shift) == pytest.approx(expected, rel=1e-6)
-    assert frechet_distance(white, white) == pytest.approx(0, abs=1e-6)
-    with pytest.raises(ValueError, match="needs 2 images or more"):
-        frechet_distance(white[:1], white)
-    with pytest.raises(ValueError, match="flatten them"):
-        frechet_distance(white, white[:, :2])
 
 
 def test_extractor_ignores_batch_size_and_refuses_other_files(tmp_path: Path) -> None:

@@ -1,0 +1,178 @@
+"""What `genaim evaluate fid` writes: record.json, which repeats the measurement, record.md, and the images if asked."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from apps.extractors import Named
+from apps.folders import file_written_whole
+from apps.quality_request import QualityRequest, request_to_dict
+from apps.request import Settings
+from apps.sample import libraries, machine
+from genaim.data.sources import digest
+from genaim.evaluation.chunks import pictures
+from genaim.evaluation.image_sets import CHUNK
+from genaim.evaluation.npz import write_npz
+from genaim.evaluation.quality import Figure
+
+FORMAT = "genaim evaluate 1"
+OUT = Path("evaluations")
+RECORD, TABLE = "record.json", "record.md"
+HEADINGS = {
+    "fid": "FID",
+    "kid": "KID x 1000",
+    "precision": "precision",
+    "recall": "recall",
+    "inception_score": "Inception score",
+}
+SCALES = {"kid": 1000.0}
+
+
+class Row(NamedTuple):
+    """Figures of some images against a reference."""
+
+    images: str
+    images_count: int
+    reference: str
+    reference_count: int | None
+    figures: dict[str, Figure]
+
+
+def make_record(
+    request: QualityRequest,
+    settings: Settings | None,
+    rows: Sequence[Row],
+    extractor: Named,
+    command: Sequence[str],
+    device: str,
+) -> dict[str, Any]:
+    """What ``record.json`` holds."""
+    return {
+        "format": FORMAT,
+        "command": shlex.join(command),
+        "request": request_to_dict(request),
+        "settings": None if settings is None else {k: v for k, v in settings.items() if k not in ("labels", "names")},
+        "extractor": {
+            "name": extractor.name,
+            "weights": extractor.weights,
+            "layer": extractor.extractor.layers.features,
+            "logits": extractor.extractor.layers.logits,
+        },
+        "figures": [row._asdict() | {"figures": {k: v._asdict() for k, v in row.figures.items()}} for row in rows],
+        "libraries": libraries() | {"torch-fidelity": version("torch-fidelity")},
+        "machine": machine(device),
+    }
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record of an evaluation, from its file or folder.
+
+    Raises:
+        ValueError: If it is something else, or of another version of genaim's records.
+    """
+    path = path / RECORD if path.is_dir() else path
+    try:
+        record = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        record = None
+    found = record.get("format") if isinstance(record, dict) else None
+    if not isinstance(found, str) or not found.startswith(FORMAT.rpartition(" ")[0]):
+        raise ValueError(f"'{path}' is not a record of genaim evaluate; give the record.json that it wrote.")
+    if found != FORMAT:
+        raise ValueError(f"'{path}' is a record of version '{found}', and this genaim reads '{FORMAT}'; measure again.")
+    assert isinstance(record, dict)
+    return record
+
+
+def folder_for(request: QualityRequest, out: Path | None) -> Path:
+    """The folder of a measurement: ``out``, or one that the request names.
+
+    Raises:
+        ValueError: If it holds another measurement, or other files.
+    """
+    wanted = request_to_dict(request)
+    subject = request.images if request.sampling is None else request.sampling.model
+    folder = out or OUT / f"{Path(subject or '').stem}-{request.kind}-{digest(wanted)[:6]}"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"'{folder}' is a file; choose another --out.")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / RECORD).is_file():
+            raise ValueError(f"folder '{folder}' holds other files; choose another --out.")
+        if read_record(folder)["request"] != json.loads(json.dumps(wanted)):
+            raise ValueError(f"folder '{folder}' holds another measurement; choose another --out.")
+    return folder
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Writes record.json and record.md."""
+    lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items())
+    for name, text in {RECORD: "{\n" + ",\n".join(lines) + "\n}\n", TABLE: in_markdown(record)}.items():
+        with file_written_whole(folder / name) as temporary:
+            temporary.write_text(text)
+
+
+def in_markdown(record: dict[str, Any]) -> str:
+    """The record for a reader."""
+    request, settings, extractor = record["request"], record["settings"], record["extractor"]
+    lines = ["# Reconstruction" if request["kind"] == "rfid" else "# Generation", "", f"    {record['command']}", ""]
+    lines += [*table(record["figures"]), ""]
+    lines += [f"- features: {extractor['name']}, weights {extractor['weights']}, protocol {request['protocol']}"]
+    if settings is not None:
+        options = {k: v for k, v in settings["options"].items() if v is not None}
+        options |= {"guidance": settings["guidance_scale"], "steps": settings["num_steps"]}
+        told = ", ".join(f"{k} {v}" for k, v in options.items() if v is not None)
+        lines += [
+            f"- model: {settings['model']}, weights {settings['weights']}; seed {settings['seed']}, {told}",
+            f"- classes: {request['labels']}"
+            + (f" over {', '.join(c)}" if (c := request["sampling"]["classes"]) else ""),
+        ]
+    if request["bootstrap"]:
+        lines += [f"- FID's error: standard error, {request['bootstrap']} resamplings of the images"]
+    if any("kid" in row["figures"] or "inception_score" in row["figures"] for row in record["figures"]):
+        lines += ["- errors of KID and Inception score: standard deviation over their subsets and splits"]
+    lines += [f"- {', '.join(f'{name} {number}' for name, number in record['libraries'].items())}"]
+    lines += [f"- {record['machine']['processor']}, {record['machine']['threads']} threads"]
+    return "\n".join(lines) + "\n"
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Figures as the lines of a Markdown table."""
+    shown = [name for name in HEADINGS if any(name in row["figures"] for row in rows)]
+    headings = ["images", "reference", *(HEADINGS[name] for name in shown)]
+    lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
+    for row in rows:
+        cells = [_counted(row["images"], row["images_count"]), _counted(row["reference"], row["reference_count"])]
+        cells += [_in_words(name, row["figures"].get(name)) for name in shown]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _counted(name: str, count: int | None) -> str:
+    return f"{name}, statistics" if count is None else f"{name}, {count:,}"
+
+
+def _in_words(name: str, figure: dict[str, float] | None) -> str:
+    if figure is None:
+        return ""
+    scale = SCALES.get(name, 1.0)
+    error = "" if figure["error"] is None else f" ± {figure['error'] * scale:.2g}"
+    return f"{figure['value'] * scale:.4g}{error}"
+
+
+def write_pictures(folder: Path, chunks: Path, count: int, save: str) -> None:
+    """Writes the images that were measured: ``png`` into ``folder/images``, ``npz`` as ADM does."""
+    parts = (pictures(chunks, k).permute(0, 2, 3, 1).numpy() for k in range(-(-count // CHUNK)))
+    if save == "npz":
+        write_npz(folder / "samples.npz", arr_0=np.concatenate(list(parts))[:count])
+        return
+    (folder / "images").mkdir(exist_ok=True)
+    for k, part in enumerate(parts):
+        for i, pixels in enumerate(part[: count - k * CHUNK]):
+            with file_written_whole(folder / "images" / f"{k * CHUNK + i:06d}.png") as temporary:
+                Image.fromarray(pixels).save(temporary)

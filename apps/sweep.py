@@ -1,0 +1,154 @@
+"""`genaim evaluate sweep`: figures over a grid of sampling settings, with the best one marked."""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from apps.folders import file_written_whole
+from apps.plots import need_matplotlib, new_figure, write_figure
+from apps.quality import evaluate_quality
+from apps.quality_record import HEADINGS, SCALES
+from apps.quality_request import QualityRequest
+
+AXES = {"guidance": "guidance_scale", "temperature": "temperature", "steps": "num_steps"}
+LOWER_IS_BETTER = ("fid", "kid")
+FORMAT = "genaim sweep 1"
+
+
+def sweep(
+    request: QualityRequest,
+    grid: Mapping[str, Sequence[float]],
+    best_by: str,
+    out: Path,
+    *,
+    cache: Path,
+    command: Sequence[str],
+) -> None:
+    """Measures every point of a grid; points that are measured already are not measured again.
+
+    Args:
+        request: What all points have in common.
+        grid: Values of some of `AXES`.
+        best_by: Figure that decides, in `HEADINGS`.
+        out: Folder to write.
+        cache: Where features are kept.
+        command: The command line that repeats this.
+
+    Raises:
+        ValueError: If the grid is empty, or a point does not fit the model.
+    """
+    check(grid, best_by)
+    need_matplotlib()
+    assert request.sampling is not None
+    points = []
+    for values in itertools.product(*grid.values()):
+        settings = dict(zip(grid, values, strict=True))
+        print(", ".join(f"{name} {value:g}" for name, value in settings.items()), flush=True)
+        chosen: dict[str, Any] = {
+            AXES[name]: int(value) if name == "steps" else value for name, value in settings.items()
+        }
+        point = replace(request, sampling=replace(request.sampling, **chosen))
+        folder = out / "-".join(f"{name}{value:g}" for name, value in settings.items())
+        record = evaluate_quality(point, folder, cache=cache, command=command)
+        if record is not None:
+            points.append({"settings": settings, "figures": record["figures"][0]["figures"]})
+    if not points:  # another process than the first
+        return
+    if best_by not in points[0]["figures"]:
+        raise ValueError(
+            f"--best-by {best_by} is not among the figures of this measurement: {', '.join(points[0]['figures'])}."
+        )
+    best = choose(points, best_by)
+    text = "\n".join(in_markdown(points, best, best_by)) + "\n"
+    print(text, end="")
+    content = {"format": FORMAT, "command": list(command), "best_by": best_by, "best": best, "points": points}
+    for name, written in {"sweep.json": json.dumps(content, indent=1) + "\n", "sweep.md": text}.items():
+        with file_written_whole(out / name) as temporary:
+            temporary.write_text(written)
+    draw(points, best, best_by, out / "sweep.png")
+    print(f"written: {out / 'sweep.md'}, sweep.json and sweep.png")
+
+
+def read_grid(given: Mapping[str, Sequence[str] | None]) -> dict[str, list[float]]:
+    """The numbers of each axis that is given, as ``1,2`` or again and again.
+
+    Raises:
+        ValueError: If there is something else among them.
+    """
+    grid = {}
+    for name, texts in given.items():
+        if texts is None:
+            continue
+        try:
+            grid[name] = [float(part) for text in texts for part in text.split(",") if part.strip()]
+        except ValueError:
+            raise ValueError(f"--{name} is '{','.join(texts)}'; give numbers, such as 1,2,4.") from None
+    return grid
+
+
+def check(grid: Mapping[str, Sequence[float]], best_by: str) -> None:
+    """Raises ValueError if there is nothing to try, or no such figure."""
+    if not grid or any(not values for values in grid.values()):
+        raise ValueError("there is nothing to sweep; give values, such as --guidance 1,2,4 or --temperature 0.8,1.")
+    for name, values in grid.items():
+        if len(set(values)) < len(values):
+            raise ValueError(f"--{name} has a value twice; give each once.")
+    if best_by not in HEADINGS:
+        raise ValueError(f"--best-by is '{best_by}'; choose from {', '.join(HEADINGS)}.")
+
+
+def choose(points: Sequence[dict[str, Any]], best_by: str) -> int:
+    """Number of the best point; the first of equal ones."""
+    sign = 1 if best_by in LOWER_IS_BETTER else -1
+    return min(range(len(points)), key=lambda i: sign * points[i]["figures"][best_by]["value"])
+
+
+def in_markdown(points: Sequence[dict[str, Any]], best: int, best_by: str) -> list[str]:
+    """The lines of a table with the best row in bold."""
+    axes, figures = list(points[0]["settings"]), list(points[0]["figures"])
+    lines = [
+        f"| {' | '.join([*axes, *(HEADINGS[name] for name in figures)])} |",
+        "|" + "---|" * (len(axes) + len(figures)),
+    ]
+    for i, point in enumerate(points):
+        cells = [f"{value:g}" for value in point["settings"].values()]
+        cells += [_told(name, point["figures"][name]) for name in figures]
+        lines.append("| " + " | ".join(f"**{cell}**" if i == best else cell for cell in cells) + " |")
+    return [*lines, "", f"Best by {HEADINGS[best_by]}: bold."]
+
+
+def _told(name: str, figure: dict[str, Any]) -> str:
+    scale = SCALES.get(name, 1.0)
+    error = "" if figure["error"] is None else f" ± {figure['error'] * scale:.2g}"
+    return f"{figure['value'] * scale:.4g}{error}"
+
+
+def draw(points: Sequence[dict[str, Any]], best: int, best_by: str, path: Path) -> None:
+    """Plots the deciding figure against the first axis, a line for each setting of the others."""
+    first, *others = points[0]["settings"]
+    figure = new_figure(6, 4)
+    axes = figure.subplots()
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for point in points:
+        lines.setdefault(", ".join(f"{n} {point['settings'][n]:g}" for n in others), []).append(point)
+    scale = SCALES.get(best_by, 1.0)
+    for label, line in lines.items():
+        x = [point["settings"][first] for point in line]
+        y = [point["figures"][best_by]["value"] * scale for point in line]
+        error = [(point["figures"][best_by]["error"] or 0) * scale for point in line]
+        axes.errorbar(x, y, error, marker="o", markersize=4, capsize=2, linewidth=1, label=label or None)
+    star = points[best]
+    axes.plot(
+        star["settings"][first],
+        star["figures"][best_by]["value"] * scale,
+        "*",
+        color="black",
+        markersize=14,
+        label="best",
+    )
+    axes.set(xlabel=first, ylabel=HEADINGS[best_by])
+    axes.legend(frameon=False)
+    write_figure(figure, path)

@@ -1,0 +1,253 @@
+"""`genaim evaluate fid` and its family: the same figures however they are computed, and one line for bad input."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("torch_fidelity")
+
+from genaim.evaluation import chunks
+from genaim.evaluation.cifar import CifarResNet
+from genaim.pretrained import save_model
+from tests.apps.conftest import CLASSES
+from tests.tiny import make_tokenizer
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty 8x8 pictures in three classes."""
+    folder = tmp_path_factory.mktemp("photos") / "photos"
+    generator = np.random.default_rng(0)
+    for number in range(30):
+        path = folder / CLASSES[number % 3] / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of the CIFAR extractor."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("extractor") / "resnet.safetensors"
+    save_file(CifarResNet().state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def options(photos: Path, weights: Path) -> list[object]:
+    return ["--reference", photos, "--extractor", "cifar-resnet56", "--weights", weights]
+
+
+def record(folder: str = "evaluations") -> dict[str, Any]:
+    """The only record under a folder."""
+    (path,) = Path(folder).rglob("record.json")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_a_record_is_repeated_to_the_last_bit(genaim, model, options):
+    done = genaim("evaluate", "fid", "--model", model, "-n", 20, "--labels", "data", "--bootstrap", 5, *options)
+    assert done.code == 0, done.err
+    found = record()
+    (row,) = found["figures"]
+    assert (row["images_count"], row["reference_count"]) == (20, 30)
+    assert set(row["figures"]) == {"fid", "kid", "precision", "recall", "inception_score"}
+    assert row["figures"]["fid"]["error"] > 0 and found["settings"]["guidance_scale"] == 1.5
+    text = next(Path("evaluations").rglob("record.md")).read_text()
+    assert f"{row['figures']['fid']['value']:.4g} ±" in text and text.splitlines()[4] in done.out
+    again = genaim("evaluate", "replay", next(Path("evaluations").rglob("record.json")))
+    assert again.code == 0, again.err
+    assert "all figures are those of the record" in again.out
+    assert [path.name for path in Path("cache").iterdir()] == ["features"]
+
+
+def test_more_images_continue_those_that_there_are(genaim, model, options, monkeypatch):
+    assert genaim("evaluate", "fid", "--model", model, "-n", 20, *options).code == 0
+    files = {path: path.stat().st_mtime_ns for path in Path("cache").rglob("*.safetensors")}
+    assert genaim("evaluate", "fid", "--model", model, "-n", 70, *options, "--out", "more").code == 0
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert len(list(Path("cache").rglob("*.safetensors"))) == len(files) + 1
+    row = record("more")["figures"][0]
+    assert row["images_count"] == 70
+
+
+def test_killed_and_shared_evaluations_give_the_same_figures(genaim, model, options, monkeypatch):
+    arguments = ["evaluate", "fid", "--model", model, "-n", 100, *options]
+    assert genaim(*arguments, "--out", "whole", "--cache", "c1").code == 0
+    write = chunks._write
+
+    def killed(path, tensors):
+        if path.name == "000001.safetensors":
+            raise KeyboardInterrupt
+        write(path, tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chunks, "_write", killed)
+        cut = genaim(*arguments, "--out", "cut", "--cache", "c2")
+    assert cut.code == 130 and "the same command goes on" in cut.err
+    assert not Path("cut").exists()
+    assert genaim(*arguments, "--out", "cut", "--cache", "c2").code == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "apps.cli"]
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    command = [*launch, *map(str, arguments), "--out", "two", "--cache", "c3"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert record("two")["figures"] == record("cut")["figures"] == record("whole")["figures"]
+
+
+def test_images_that_are_kept_give_the_same_figures(genaim, model, options, photos):
+    assert genaim("evaluate", "fid", "--model", model, "-n", 12, *options, "--save", "npz", "--out", "npz").code == 0
+    assert genaim("evaluate", "fid", "--model", model, "-n", 12, *options, "--save", "png", "--out", "png").code == 0
+    assert len(list(Path("png/images").iterdir())) == 12
+    given = [photos if option == photos else option for option in options]
+    for images in ("npz/samples.npz", "png/images"):
+        out = f"of-{Path(images).stem}"
+        assert genaim("evaluate", "fid", "--images", images, *given, "--out", out).code == 0
+        figures, before = (record(folder)["figures"][0]["figures"] for folder in (out, "png"))
+        for name, figure in before.items():
+            assert figures[name]["value"] == pytest.approx(figure["value"], rel=1e-4, abs=1e-6), name
+
+
+def test_statistics_of_a_folder_are_a_reference(genaim, model, photos, weights):
+    extractor = ["--extractor", "cifar-resnet56", "--weights", weights]
+    assert genaim("evaluate", "statistics", photos, "--out", "ref.npz", *extractor).code == 0
+    assert genaim("evaluate", "fid", "--model", model, "-n", 12, "--reference", "ref.npz", *extractor).code == 0
+    alone = record()["figures"][0]
+    done = genaim("evaluate", "fid", "--model", model, "-n", 12, "--reference", photos, *extractor, "--out", "whole")
+    assert done.code == 0
+    whole = record("whole")["figures"][0]
+    assert alone["figures"]["fid"] == whole["figures"]["fid"] and "kid" not in alone["figures"]
+    assert alone["reference_count"] is None
+
+
+def test_reconstruction_is_a_command_of_its_own(genaim, tmp_path, options):
+    save_model(tmp_path / "vq", make_tokenizer())
+    done = genaim("evaluate", "rfid", "--model", tmp_path / "vq", *options)
+    assert done.code == 0, done.err
+    (row,) = record()["figures"]
+    assert row["images"] == "vq, reconstructed" and row["images_count"] == row["reference_count"] == 30
+    refused = genaim("evaluate", "fid", "--model", tmp_path / "vq", *options)
+    assert refused.code == 2 and "vq" in refused.err
+
+
+def test_a_class_is_compared_with_its_own_images(genaim, model, options):
+    done = genaim("evaluate", "fid", "--model", model, "-n", 12, "--classes", "Dog", *options)
+    assert done.code == 0, done.err
+    assert record()["figures"][0]["reference_count"] == 10
+
+
+def test_classes_of_a_reference_matter_only_where_they_are_used(genaim, model, options, photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "owls")
+    (tmp_path / "owls" / "Dog").rename(tmp_path / "owls" / "Owl")
+    given = [tmp_path / "owls" if option == photos else option for option in options]
+    assert genaim("evaluate", "fid", "--model", model, "-n", 12, *given).code == 0
+    refused = genaim("evaluate", "fid", "--model", model, "-n", 12, "--labels", "data", *given)
+    assert refused.code == 2 and "class 'Owl' is not one of the training classes" in refused.err
+
+
+def test_a_floor_is_of_other_real_images(genaim, model, options):
+    done = genaim("evaluate", "fid", "--model", model, "-n", 12, "--reference-count", 15, "--floor", *options)
+    assert done.code == 0, done.err
+    names = [row["images"] for row in record()["figures"]]
+    assert names == ["tiny", "photos, others"]
+    refused = genaim("evaluate", "fid", "--model", model, "-n", 20, "--reference-count", 15, "--floor", *options)
+    assert refused.code == 2 and "--floor needs 20 images besides the reference's 15" in refused.err
+
+
+def test_a_sweep_marks_the_best_point(genaim, model, options):
+    arguments = [
+        "evaluate",
+        "sweep",
+        "--model",
+        model,
+        "--guidance",
+        "1,3",
+        "--temperature",
+        "0.5,1",
+        "-n",
+        12,
+        *options,
+    ]
+    done = genaim(*arguments)
+    assert done.code == 0, done.err
+    (folder,) = Path("evaluations").iterdir()
+    found = json.loads((folder / "sweep.json").read_text())
+    values = [point["figures"]["fid"]["value"] for point in found["points"]]
+    assert len(values) == 4 and found["best"] == values.index(min(values))
+    rows = [line for line in (folder / "sweep.md").read_text().splitlines() if line.startswith("| **")]
+    assert len(rows) == 1 and f"**{min(values):.4g}**" in rows[0]
+    assert Image.open(folder / "sweep.png").size[0] > 500
+    again = genaim(*arguments)
+    assert again.code == 0 and json.loads((folder / "sweep.json").read_text())["points"] == found["points"]
+
+
+BAD = {
+    "too few images": (["-n", 9], "9 generated images (-n) are too few for the statistics"),
+    "no images": (["--images", "photos"], "one of them"),
+    "no such class": (["--classes", "cow"], "cow"),
+    "empty class list": (["--classes", ""], "the list of classes is empty"),
+    "unknown extractor": (["--extractor", "inceptoin"], "there is no extractor 'inceptoin'"),
+    "no weights": (["--weights", "none.pth"], "there is no file 'none.pth'"),
+    "unknown preset": (["--preset", "adn"], "there is no protocol 'adn'"),
+    "one resampling": (["--bootstrap", 1], "--bootstrap is 1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(genaim, model, options, name):
+    added, told = BAD[name]
+    done = genaim("evaluate", "fid", "--model", model, "-n", 12, *options, *added)
+    assert done.code == 2 and told in done.err
+    assert len([line for line in done.err.splitlines() if line.startswith("error: ")]) == 1
+    assert not Path("evaluations").exists()
+
+
+def test_references_that_do_not_fit_are_refused(genaim, model, options, photos, weights):
+    base = ["evaluate", "fid", "--model", model, "-n", 12, "--extractor", "cifar-resnet56", "--weights", weights]
+    np.savez("inception.npz", mu=np.zeros(64), sigma=np.eye(64))
+    refused = genaim(*base, "--reference", "inception.npz")
+    assert refused.code == 2 and "statistics of extractor 'inception-v3-compat'" in refused.err
+    np.savez("large.npz", arr_0=np.zeros((12, 16, 16, 3), np.uint8))
+    refused = genaim(*base, "--reference", "large.npz")
+    assert refused.code == 2 and "images of 8x8 pixels and reference 'large.npz' of 16x16" in refused.err
+    refused = genaim(*base)
+    assert (refused.code == 2 and "give --data" in refused.err) or "--reference" in refused.err
+
+
+def test_records_of_other_versions_and_other_files_are_refused(genaim, model, options):
+    Path("old.json").write_text(json.dumps({"format": "genaim evaluate 0"}))
+    refused = genaim("evaluate", "replay", "old.json")
+    assert refused.code == 2 and "version 'genaim evaluate 0', and this genaim reads 'genaim evaluate 1'" in refused.err
+    Path("other.json").write_text("[1]")
+    assert "is not a record of genaim evaluate" in genaim("evaluate", "replay", "other.json").err
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("precious")
+    refused = genaim("evaluate", "fid", "--model", model, "-n", 12, *options, "--out", "mine")
+    assert refused.code == 2 and "holds other files" in refused.err
+
+
+def test_inception_without_network_is_one_line(genaim, model, photos, monkeypatch):
+    from genaim.pretrained import download
+
+    monkeypatch.setattr(download, "_receive", _no_network)
+    done = genaim("evaluate", "fid", "--model", model, "-n", 12, "--reference", photos)
+    assert done.code == 2 and "give the file of https://" in done.err and "by --weights" in done.err
+
+
+def _no_network(*arguments: object) -> None:
+    from genaim.pretrained.download import Unreachable
+
+    raise Unreachable("no network")
