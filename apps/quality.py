@@ -26,7 +26,7 @@ from apps.quality_images import (
     subject_images,
 )
 from apps.quality_record import RECORD, TABLE, Row, folder_for, make_record, table, write_pictures, write_record
-from apps.quality_request import QualityRequest
+from apps.quality_request import QualityRequest, located
 from apps.request import Settings
 from genaim.core.hardware import pick_device
 from genaim.core.progress import Progress
@@ -86,6 +86,7 @@ def evaluate_quality(
         Stopped: After an interruption, with what is done kept.
     """
     request.check()
+    request = located(request)
     target = folder_for(request, out)
     progress = make_progress(sys.stderr)
     try:

@@ -15,6 +15,7 @@ from apps.folders import file_written_whole
 from apps.quality_request import QualityRequest, request_to_dict
 from apps.request import Settings
 from apps.sample import libraries, machine
+from apps.sample import write_record as write_lines
 from genaim.data.sources import digest
 from genaim.evaluation.chunks import pictures
 from genaim.evaluation.image_sets import CHUNK
@@ -111,10 +112,10 @@ def folder_for(request: QualityRequest, out: Path | None) -> Path:
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Writes record.json and record.md."""
-    lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items())
-    for name, text in {RECORD: "{\n" + ",\n".join(lines) + "\n}\n", TABLE: in_markdown(record)}.items():
-        with file_written_whole(folder / name) as temporary:
-            temporary.write_text(text)
+    with file_written_whole(folder / TABLE) as temporary:
+        temporary.write_text(in_markdown(record))
+    with file_written_whole(folder / RECORD) as temporary:
+        write_lines(temporary, record)
 
 
 def in_markdown(record: dict[str, Any]) -> str:
@@ -148,7 +149,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
     for row in rows:
         cells = [_counted(row["images"], row["images_count"]), _counted(row["reference"], row["reference_count"])]
-        cells += [_in_words(name, row["figures"].get(name)) for name in shown]
+        cells += [figure_in_words(name, row["figures"].get(name)) for name in shown]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -157,7 +158,8 @@ def _counted(name: str, count: int | None) -> str:
     return f"{name}, statistics" if count is None else f"{name}, {count:,}"
 
 
-def _in_words(name: str, figure: dict[str, float] | None) -> str:
+def figure_in_words(name: str, figure: dict[str, Any] | None) -> str:
+    """A cell of a table: the value with its error, in the unit of its heading."""
     if figure is None:
         return ""
     scale = SCALES.get(name, 1.0)

@@ -1,11 +1,13 @@
 """What `genaim evaluate fid` and `rfid` are asked for."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from apps.request import SampleRequest
 from genaim.evaluation.image_sets import LabelRule
 from genaim.evaluation.quality import PROTOCOLS, check_count
+from genaim.pretrained.store import is_named
 
 WORDS = ("train", "val")  # references of the model's own recipe
 
@@ -54,6 +56,24 @@ class QualityRequest:
         for reference in self.references:
             if self.sampling is None and reference in WORDS:
                 raise ValueError(f"--reference {reference} is that of a model's recipe; with --images give a data set.")
+
+
+def located(request: QualityRequest) -> QualityRequest:
+    """The request with whole paths, so that its record can be replayed from any folder."""
+
+    def whole(name: str) -> str:
+        return str(Path(name).resolve()) if name not in WORDS and Path(name).exists() else name
+
+    sampling = request.sampling
+    if sampling is not None and not is_named(sampling.model):
+        sampling = replace(sampling, model=whole(sampling.model))
+    return replace(
+        request,
+        sampling=sampling,
+        images=request.images and whole(request.images),
+        references=tuple(map(whole, request.references)),
+        weights=request.weights and whole(request.weights),
+    )
 
 
 def request_to_dict(request: QualityRequest) -> dict[str, Any]:

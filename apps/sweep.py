@@ -10,7 +10,7 @@ from typing import Any
 from apps.folders import file_written_whole
 from apps.plots import need_matplotlib, new_figure, write_figure
 from apps.quality import evaluate_quality
-from apps.quality_record import HEADINGS, SCALES
+from apps.quality_record import HEADINGS, SCALES, figure_in_words
 from apps.quality_request import QualityRequest
 
 AXES = {"guidance": "guidance_scale", "temperature": "temperature", "steps": "num_steps"}
@@ -115,15 +115,9 @@ def in_markdown(points: Sequence[dict[str, Any]], best: int, best_by: str) -> li
     ]
     for i, point in enumerate(points):
         cells = [f"{value:g}" for value in point["settings"].values()]
-        cells += [_told(name, point["figures"][name]) for name in figures]
+        cells += [figure_in_words(name, point["figures"][name]) for name in figures]
         lines.append("| " + " | ".join(f"**{cell}**" if i == best else cell for cell in cells) + " |")
     return [*lines, "", f"Best by {HEADINGS[best_by]}: bold."]
-
-
-def _told(name: str, figure: dict[str, Any]) -> str:
-    scale = SCALES.get(name, 1.0)
-    error = "" if figure["error"] is None else f" ± {figure['error'] * scale:.2g}"
-    return f"{figure['value'] * scale:.4g}{error}"
 
 
 def draw(points: Sequence[dict[str, Any]], best: int, best_by: str, path: Path) -> None:

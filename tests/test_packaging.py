@@ -25,7 +25,16 @@ IMPORT_NAMES = {
     "torch-fidelity": "torch_fidelity",
 }
 UNSEEN = {"tensorboard"}  # accelerate imports it for us
-OPTIONAL = {"matplotlib", "cv2", "gradio", "skimage", "torch_fidelity", "torchmetrics", "torchvision", "xformers"}  # of extras
+OPTIONAL = {
+    "matplotlib",
+    "cv2",
+    "gradio",
+    "skimage",
+    "torch_fidelity",
+    "torchmetrics",
+    "torchvision",
+    "xformers",
+}  # of extras
 
 
 def run(*command: str | Path, cwd: Path) -> str:
