@@ -36,6 +36,7 @@ from genaim.evaluation.image_sets import ImageSet
 from genaim.evaluation.npz import write_npz
 from genaim.evaluation.quality import PROTOCOLS, Reference, check_count, features_to_statistics, quality
 from genaim.models import GenerativeModel
+from genaim.tokenizers import fingerprint
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Plan:
     references: list[Compared]
     settings: Settings | None
     """How the model is sampled."""
+    weights: str | None
+    """Fingerprint of the model."""
     device: torch.device
 
     def image_sets(self) -> list[ImageSet]:
@@ -110,7 +113,7 @@ def evaluate_quality(
     if not state.is_main_process:
         return None
     rows = [measure(request, plan, *pair, reference, cache) for pair in plan.compared for reference in plan.references]
-    record = make_record(request, plan.settings, rows, plan.extractor, command, plan.device.type)
+    record = make_record(request, plan.settings, plan.weights, rows, plan.extractor, command, plan.device.type)
     target.mkdir(parents=True, exist_ok=True)
     if save is not None:
         images, count = plan.compared[0]
@@ -138,14 +141,16 @@ def make_plan(request: QualityRequest, progress: Progress, extractor_weights: st
     classes = allowed_classes(request, model)
     references = [find_reference(request, given, model, classes, extractor) for given in request.references]
     subject, settings = subject_images(request, model, references, device)
-    counts = request.sampling is not None and isinstance(model, GenerativeModel)
-    count = request.sampling.count if counts and request.sampling is not None else subject.count
-    compared = [(subject, count)]  # generated images come in whole chunks, of which the last may be needed in part
+    count = subject.count
+    if isinstance(model, GenerativeModel) and request.sampling is not None:
+        count = request.sampling.count  # the last chunk, which is generated whole, may be needed in part
+    compared = [(subject, count)]
     if request.floor:
         compared.append((floor_images(references[0], count), count))
     for reference in references:
         check_sizes(subject, reference)
-    return Plan(extractor, compared, references, settings, device)
+    weights = None if model is None else fingerprint(model)
+    return Plan(extractor, compared, references, settings, weights, device)
 
 
 def measure(request: QualityRequest, plan: Plan, images: ImageSet, count: int, reference: Compared, cache: Path) -> Row:

@@ -46,7 +46,11 @@ class Compared:
     images: ImageSet | None
     statistics: Statistics | None = None
     data: ImageDataset | None = None
-    indices: tuple[int, ...] = ()
+    """The data set that the images are of."""
+    chosen: tuple[int, ...] = ()
+    """Which of its images are compared."""
+    others: tuple[int, ...] = ()
+    """Which could have been, and are not."""
 
 
 def load_subject(
@@ -55,21 +59,29 @@ def load_subject(
     """The model whose images are measured, on its device.
 
     Raises:
-        ValueError: If it cannot do that.
+        ValueError: If it cannot do that, or has other weights than the request says.
     """
     if request.sampling is None:
         return None
-    if request.kind == "fid":
-        generator = load_generator(request.sampling.model, device=device, progress=progress)
+    model = _load(request.kind, request.sampling.model, device, progress)
+    if request.sampling.weights not in (None, found := fingerprint(model)):
+        raise ValueError(
+            f"model '{request.sampling.model}' has weights {found}, but the record was made with "
+            f"{request.sampling.weights}."
+        )
+    return model
+
+
+def _load(kind: str, name: str, device: torch.device, progress: Progress) -> GenerativeModel | Tokenizer:
+    if kind == "fid":
+        generator = load_generator(name, device=device, progress=progress)
         if generator.config.low_res is not None:
-            raise ValueError(
-                f"model '{request.sampling.model}' enlarges pictures and draws none by itself; give another."
-            )
+            raise ValueError(f"model '{name}' enlarges pictures and draws none by itself; give another.")
         return generator
-    model = from_pretrained(request.sampling.model, progress=progress)
+    model = from_pretrained(name, progress=progress)
     tokenizer = model.tokenizer if isinstance(model, GenerativeModel) else model
     if not isinstance(tokenizer, Tokenizer):
-        raise ValueError(f"'{request.sampling.model}' has no tokenizer to reconstruct images; give a tokenizer.")
+        raise ValueError(f"'{name}' has no tokenizer to reconstruct images; give a tokenizer.")
     return tokenizer.to(device).eval()
 
 
@@ -114,9 +126,10 @@ def find_reference(
     if classes is not None:
         found = real_labels(data, candidates)
         candidates = [i for i in candidates if int(found[i]) in classes]
-    indices = evenly(candidates, request.reference_count)
+    chosen = evenly(candidates, request.reference_count)
+    others = sorted(set(candidates) - set(chosen))
     name = source_names(config, part)
-    return Compared(name, real(name, data, indices), data=data, indices=tuple(indices))
+    return Compared(name, real(name, data, chosen), data=data, chosen=tuple(chosen), others=tuple(others))
 
 
 def images_of(given: str, size: int | None) -> ImageSet:
@@ -206,8 +219,8 @@ def all_labels(
     classes = allowed_classes(request, model) or list(range(model.config.num_classes))
     first, labels = references[0], None
     if request.labels == "data" and first.data is not None:
-        labels = real_labels(first.data, first.indices)
-    rule = [request.labels, classes, None if labels is None else labels.bincount().tolist()]
+        labels = real_labels(first.data, first.chosen)
+    rule = [request.labels, classes, None if labels is None else labels[labels >= 0].bincount().tolist()]
     return choose_labels(request.labels, count, classes, request.sampling.seed, labels), rule
 
 
@@ -219,14 +232,12 @@ def floor_images(reference: Compared, count: int) -> ImageSet:
     """
     if reference.data is None:
         raise ValueError("--floor needs a data set as the first --reference.")
-    taken = set(reference.indices)
-    rest = [i for i in range(len(reference.data)) if i not in taken]
-    if len(rest) < count:
+    if len(reference.others) < count:
         raise ValueError(
-            f"--floor needs {count} images besides the reference's {len(taken)}, and '{reference.name}' has "
-            f"{len(rest)} more; lower -n or --reference-count."
+            f"--floor needs {count} images besides the reference's {len(reference.chosen)}, and '{reference.name}' has "
+            f"{len(reference.others)} more; lower -n or --reference-count."
         )
-    return real(f"{reference.name}, others", reference.data, evenly(rest, count))
+    return real(f"{reference.name}, others", reference.data, evenly(reference.others, count))
 
 
 def check_sizes(images: ImageSet, reference: Compared) -> None:

@@ -48,6 +48,7 @@ class Row(NamedTuple):
 def make_record(
     request: QualityRequest,
     settings: Settings | None,
+    weights: str | None,
     rows: Sequence[Row],
     extractor: Named,
     command: Sequence[str],
@@ -58,6 +59,7 @@ def make_record(
         "format": FORMAT,
         "command": shlex.join(command),
         "request": request_to_dict(request),
+        "weights": weights,
         "settings": None if settings is None else {k: v for k, v in settings.items() if k not in ("labels", "names")},
         "extractor": {
             "name": extractor.name,

@@ -37,8 +37,8 @@ def replay(
     except (KeyError, TypeError) as error:
         raise ValueError(f"'{path}' is not a whole record: {error} is missing or wrong.") from None
     request = _elsewhere(request, weights, device)
-    if record["settings"] is not None and request.sampling is not None:
-        request = replace(request, sampling=replace(request.sampling, weights=record["settings"]["weights"]))
+    if request.sampling is not None:
+        request = replace(request, sampling=replace(request.sampling, weights=record["weights"]))
     name = digest(record["request"])[:6]
     own = cache / f"replay-{name}"
     found = evaluate_quality(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genaim.data.dataset import ImageDataset
+from genaim.data.dataset import BadFiles, ImageDataset, collate
 from genaim.data.sources import FolderSource, SourceConfig, digest
 from genaim.data.transforms import open_image, tensor_to_levels, to_rgb
 from genaim.tokenizers import Tokenizer
@@ -23,6 +23,7 @@ SampleFn = Callable[[Tensor, int], Tensor]
 """Images (n, 3, H, W) in [-1, 1] of labels (n,), the first of which has this index."""
 LabelRule = Literal["balanced", "uniform", "data"]
 GOLDEN = (5**0.5 - 1) / 2
+MAX_BAD_SHARE = 0.01  # as in training
 LABEL_SEED = 7919  # keeps the draws of labels apart from others of the same seed
 
 
@@ -104,11 +105,17 @@ def choose_labels(rule: LabelRule, count: int, classes: Sequence[int], seed: int
 
 
 def real(name: str, data: ImageDataset, indices: Sequence[int]) -> ImageSet:
-    """Images of a data set by their numbers, prepared as for validation."""
+    """Images of a data set by their numbers, prepared as for validation.
+
+    In place of a file that cannot be read comes the next one; asking for an image raises ValueError when they are many.
+    """
+    bad_files = BadFiles(MAX_BAD_SHARE, total=len(indices))
 
     def images(wanted: range) -> Tensor:
-        found = [data.sample(indices[i], (0,)).image for i in wanted]
-        return tensor_to_levels(torch.stack([image for image in found if image is not None]))
+        batch = collate([data.sample(indices[i], (0,)) for i in wanted])
+        bad_files.add(batch.bad, len(batch))
+        assert batch.images is not None
+        return tensor_to_levels(batch.images)
 
     key = digest("real", data.fingerprint(), list(indices))
     side = data.transform.image_size

@@ -74,6 +74,10 @@ def test_a_record_is_repeated_to_the_last_bit(genaim, model, options, monkeypatc
     assert again.code == 0, again.err
     assert "all figures are those of the record" in again.out
     assert not list(Path("cache").iterdir())
+    other = json.loads(path.read_text()) | {"weights": "0" * 16}
+    Path("other.json").write_text(json.dumps(other))
+    refused = genaim("evaluate", "replay", "other.json", "--out", "b")
+    assert refused.code == 2 and "but the record was made with 0000" in refused.err
 
 
 def test_more_images_continue_those_that_there_are(genaim, model, options, monkeypatch):
@@ -146,10 +150,15 @@ def test_reconstruction_is_a_command_of_its_own(genaim, tmp_path, options):
     assert refused.code == 2 and "vq" in refused.err
 
 
-def test_a_class_is_compared_with_its_own_images(genaim, model, options):
+def test_a_class_is_compared_with_its_own_images(genaim, model, options, photos):
     done = genaim("evaluate", "fid", "--model", model, "-n", 12, "--classes", "Dog", *options)
     assert done.code == 0, done.err
     assert record()["figures"][0]["reference_count"] == 10
+    refused = genaim("evaluate", "fid", "--model", model, "-n", 12, "--classes", "Dog", "--floor", *options)
+    assert refused.code == 2 and "has 0 more" in refused.err  # those of other classes do not count
+    flat = [photos / "Dog" if option == photos else option for option in options]
+    refused = genaim("evaluate", "fid", "--model", model, "-n", 12, "--labels", "data", *flat)
+    assert refused.code == 2 and "which has none; take balanced or uniform" in refused.err
 
 
 def test_classes_of_a_reference_matter_only_where_they_are_used(genaim, model, options, photos, tmp_path):
