@@ -55,7 +55,7 @@ def bundle(
     from apps.model_card import Origin, write_card
     from apps.progress import make_progress
     from genaim.pretrained import load_generator, load_tokenizer, save_model
-    from genaim.pretrained.store import BUNDLED
+    from genaim.pretrained.names import BUNDLED
 
     config = read_run(run)
     progress = make_progress()

@@ -13,7 +13,7 @@ from genaim.config import nearest, validate
 from genaim.core.hardware import pick_device, pick_dtype
 from genaim.models import MODELS, GenerativeModel, GeneratorConfig, VARConfig
 from genaim.pretrained import find, load_generator
-from genaim.pretrained.store import bundled_generators, read_config
+from genaim.pretrained.names import bundled_generators, read_config
 
 DEFAULT_MODEL = "emoji-var"
 

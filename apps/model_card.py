@@ -32,7 +32,7 @@ from genaim.evaluation.reconstruction import bicubic_round_trip, psnr, reconstru
 from genaim.evaluation.upscaling import luma_psnr
 from genaim.heads import MixtureHead, SamplingOptions
 from genaim.models import CausalGenerator, GenerativeModel
-from genaim.pretrained.store import run_weights
+from genaim.pretrained.names import run_weights
 from genaim.tokenizers import LatentTokenizer, Tokenizer
 from genaim.training.config import GeneratorRunConfig, TokenizerRunConfig
 from samplers.super_resolve import enlarge

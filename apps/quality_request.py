@@ -7,7 +7,7 @@ from typing import Any, Literal
 from apps.request import SampleRequest
 from genaim.evaluation.image_sets import LabelRule
 from genaim.evaluation.quality import PROTOCOLS, check_count
-from genaim.pretrained.store import is_named
+from genaim.pretrained.names import is_named
 
 WORDS = ("train", "val")  # references of the model's own recipe
 

@@ -12,7 +12,7 @@ import torch
 from apps.folders import read_record
 from genaim.heads import SamplingOptions
 from genaim.models import GeneratorConfig
-from genaim.pretrained.store import is_named
+from genaim.pretrained.names import is_named
 from samplers.labels import class_numbers
 
 Settings = dict[str, Any]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from genaim.core.noise import NoiseSource
 from genaim.models import CausalGenerator, GenerativeModel, Given
-from genaim.pretrained.store import bundled_generators
+from genaim.pretrained.names import bundled_generators
 from samplers.canvas import FEATHER, WHOLE_UP_TO, Window, close_seam, editable, fill_holes, paste, to_field, to_pixels
 from samplers.consistency import resize
 from samplers.generate import Sampling, generate

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from genaim.data.transforms import levels_to_tensor, tensor_to_levels, to_rgb
 from genaim.models import VAR, GenerativeModel, Given
-from genaim.pretrained.store import bundled_generators
+from genaim.pretrained.names import bundled_generators
 from samplers.canvas import editable, in_mode, to_pixels, to_share
 from samplers.consistency import project, resize
 from samplers.generate import Sampling, generate

@@ -115,7 +115,7 @@ def test_the_reader_sees_every_form_of_import(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("module", ["genaim", "genaim.config", "apps.cli"])
+@pytest.mark.parametrize("module", ["genaim", "genaim.config", "genaim.pretrained.names", "apps.cli"])
 def test_a_module_that_must_be_light_imports_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({HEAVY!r} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Writes models: a folder with ``config.json`` and safetensors weights, which `genaim.pretrained.store` reads."""
+"""Writes models: a folder with ``config.json`` and safetensors weights, which `genaim.pretrained.names` describes."""
 
 import json
 import os
@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from genaim.models import AttentiveProbe, Encoder, GenerativeModel
+from genaim.pretrained.names import FORMAT
 from genaim.tokenizers import Tokenizer
 
-FORMAT = 1
 Saved = GenerativeModel | Encoder | Tokenizer | AttentiveProbe
 
 

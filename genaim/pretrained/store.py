@@ -1,13 +1,5 @@
-"""Models by name, and on disk: a folder with ``config.json`` and safetensors weights, or a training's run folder.
+"""Models loaded: generators, tokenizers, encoders and probes, from the folders that `genaim.pretrained.names` finds."""
 
-MODEL/config.json            kind, configs, and the tokenizer's name and changed keys when it is shared
-MODEL/model.safetensors      weights of the generator, encoder or tokenizer, whichever the model is
-MODEL/tokenizer/             the generator's tokenizer, unless it is shared
-MODEL/probe/                 what reads classes off the encoder's features, if there is one
-"""
-
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,131 +14,29 @@ from genaim.core.progress import Progress
 from genaim.models import ENCODERS, MODELS, AttentiveProbe, AttentiveProbeConfig, Encoder, GenerativeModel
 from genaim.pretrained.fetch import fetch
 from genaim.pretrained.hub import hub_folder
+from genaim.pretrained.names import bundled, bundled_generators, locate, read_config
 from genaim.pretrained.official import OFFICIAL
 from genaim.pretrained.ready import ready_tokenizer
-from genaim.pretrained.save import FORMAT
 from genaim.tokenizers import TOKENIZERS, ReadyConfig, Tokenizer
 
-CONFIG_KEYS = {
-    "generator": {"model", "tokenizer"},
-    "tokenizer": {"tokenizer"},
-    "encoder": {"model"},
-    "probe": {"model"},
-}
 A_KIND = {"generator": "a generator", "tokenizer": "a tokenizer", "encoder": "an encoder", "probe": "a probe"}
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-BUNDLED = Path(__file__).parent / "bundled"
-
-
-def bundled() -> dict[str, Path]:
-    """Folders of the models that come with the package, by name."""
-    return {p.parent.name: p.parent for p in sorted(BUNDLED.glob("*/config.json"))}
-
-
-def bundled_generators() -> dict[str, dict[str, Any]]:
-    """Model configs, not validated, of the generators among them, by name."""
-    configs = {name: read_config(folder) for name, folder in bundled().items()}
-    return {name: config["model"] for name, config in configs.items() if config["kind"] == "generator"}
 
 
 def find(name: str, progress: Progress | None = None) -> Path:
-    """The folder of a model.
+    """The folder of a model, downloaded (and an official one converted) the first time.
 
     Args:
-        name: A bundled model, a model folder or run folder, an official checkpoint (downloaded and converted the first
-            time), or ``owner/name`` on the Hub.
+        name: As `locate` takes it.
         progress: Where downloads tell their course; None prints lines on standard error.
 
     Raises:
         ValueError: If there is no such model, or it cannot be downloaded.
     """
-    if name in bundled():
-        return bundled()[name]
-    folder = Path(name)
-    if _holds_model(folder):
+    folder = locate(name)
+    if folder is not None:
         return folder
-    if name in OFFICIAL:
-        return fetch(name, progress)
-    if folder.is_file():
-        raise ValueError(
-            f"'{name}' is a file; give the name of a model, a model folder or a run folder. "
-            "(An official checkpoint becomes a folder with genaim convert.)"
-        )
-    if folder.is_dir():
-        raise ValueError(f"folder '{name}' holds no model: it has neither config.json nor a run's config.yaml.")
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not folder.parent.exists():
-        return hub_folder(name)
-    known = [*bundled(), *OFFICIAL]
-    raise ValueError(f"model '{name}' is neither bundled nor a folder, nor official; {nearest(name, known)}.")
-
-
-def is_named(name: str) -> bool:
-    """Whether `find` takes a name as that of a bundled, official or shared model, and not of a folder."""
-    return name in bundled() or not _holds_model(Path(name))
-
-
-def _holds_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or (folder / "config.yaml").is_file()
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """``kind``, ``model`` and ``tokenizer`` of a model folder or run folder.
-
-    Raises:
-        ValueError: If the file cannot be read or is of another version.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        return _read_run(folder)
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); save the model again.") from None
-    if isinstance(config, dict) and "Autoencoder" in str(config.get("_class_name")):
-        raise ValueError(
-            f"{path} is of an autoencoder of diffusers; a recipe takes it as tokenizer.kind=diffusers, "
-            f"tokenizer.source={folder} and tokenizer.image_size."
-        )
-    if not isinstance(config, dict) or config.get("format") != FORMAT or not _is_whole(config):
-        raise ValueError(f"{path} is not a genaim model of format {FORMAT}; give a folder that genaim has saved.")
-    return config
-
-
-def _is_whole(config: Any) -> bool:
-    """Whether a config says what it is of, and has that kind's keys."""
-    wanted = CONFIG_KEYS.get(str(config.get("kind"))) if isinstance(config, dict) else None
-    return wanted is not None and wanted <= config.keys()
-
-
-def _read_run(folder: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        run = yaml.safe_load((folder / "config.yaml").read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
-        run = None
-    if not _is_whole(run):
-        raise ValueError(
-            f"{folder / 'config.yaml'} is not the config of a genaim run; give a model folder or run folder."
-        )
-    config = {"kind": run["kind"], "weights": run_weights(folder)}
-    if run["kind"] == "tokenizer":
-        return config | {"tokenizer": run["tokenizer"]}
-    if run["kind"] == "encoder":
-        return config | {"model": run["model"]}
-    return config | {"model": run["model"], "tokenizer": "tokenizer"}
-
-
-def run_weights(folder: Path) -> list[Path]:
-    """Weight files of a run's newest checkpoint, averaged weights last.
-
-    Raises:
-        ValueError: If the run has saved nothing yet.
-    """
-    found = sorted((folder / "checkpoints").glob("step-*/state.json"))
-    if not found:
-        raise ValueError(f"run folder '{folder}' has no checkpoint yet; train it first.")
-    return [found[-1].parent / f"{stem}.safetensors" for stem in ("weights", "ema")]
+    return fetch(name, progress) if name in OFFICIAL else hub_folder(name)
 
 
 def load_tokenizer(

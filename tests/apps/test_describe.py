@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import genaim as package
-import genaim.pretrained.store as store
+import genaim.pretrained.names as names
 from apps.describe import config_keys
 from genaim.config import recipes
 from genaim.training.config import RUNS
@@ -35,7 +35,7 @@ def test_help_and_version(genaim):
 
 def test_models_lists_bundled_models_and_recipes(genaim, model, monkeypatch, tmp_path):
     (tmp_path / "bundled").mkdir()
-    monkeypatch.setattr(store, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr(names, "BUNDLED", tmp_path / "bundled")
     assert "No model is bundled" in genaim("models").out
     (tmp_path / "bundled" / "tiny").symlink_to(model)
     (tmp_path / "bundled" / "tiny-vq").symlink_to(model / "tokenizer")

@@ -14,7 +14,7 @@ from apps import bundle as bundling
 from apps.bundle import app
 from apps.describe import licence
 from genaim.models import VAR
-from genaim.pretrained import load_generator, load_tokenizer, save_model, store
+from genaim.pretrained import load_generator, load_tokenizer, names, save_model
 from genaim.training.checkpoint import save_checkpoint
 from genaim.training.config import parse_run
 from samplers import generate
@@ -35,7 +35,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
     (tmp_path / "recipes").mkdir()
     monkeypatch.setattr(genaim.config, "RECIPES", (tmp_path / "recipes",))
-    monkeypatch.setattr(store, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr(names, "BUNDLED", tmp_path / "bundled")
     monkeypatch.setenv("GENAIM_DATA", str(tmp_path))
     return tmp_path
 

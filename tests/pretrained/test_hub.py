@@ -10,7 +10,7 @@ import torch
 
 from genaim.models import GenerativeModel
 from genaim.pretrained import from_pretrained, load_generator, push_to_hub, save_pretrained
-from genaim.pretrained.store import is_named
+from genaim.pretrained.names import is_named
 from genaim.tokenizers import fingerprint
 from samplers import generate
 from tests.tiny import make_tokenizer, make_var

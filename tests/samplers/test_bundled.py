@@ -9,7 +9,7 @@ from PIL import Image
 
 from genaim.models import GenerativeModel
 from genaim.pretrained import load_generator
-from genaim.pretrained.store import bundled_generators
+from genaim.pretrained.names import bundled_generators
 from samplers import edit, generate, inpaint, outpaint, super_resolve
 
 GENERATORS = list(bundled_generators())
