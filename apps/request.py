@@ -78,7 +78,7 @@ def resolve(
     labels = choose_labels(request, config)
     names = config.class_names if labels is not None else None
     return {
-        "model": request.model if is_named(request.model) else str(Path(request.model).resolve()),
+        "model": request.model if is_named(request.model) else str(Path(request.model).expanduser().resolve()),
         "weights": weights,
         "count": request.count,
         "labels": labels,

@@ -92,7 +92,8 @@ def hub_folder(name: str) -> Path:
     except Exception as error:  # of the library's HTTP client, which has changed from version to version
         reason = " ".join(str(error).split())[:160].rstrip(" .")
         raise ValueError(
-            f"model '{name}' is neither bundled nor a folder, and cannot be had from the Hub ({reason})."
+            f"there is no folder '{name}' here, and no model of that name can be had from the Hub ({reason}); check "
+            "the path, or the name and the network."
         ) from None
     if not (folder / "config.json").is_file():
         raise ValueError(f"'{name}' on the Hub holds no config.json of a genaim model.")

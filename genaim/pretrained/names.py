@@ -25,6 +25,8 @@ CONFIG_KEYS = {
     "probe": {"model"},
 }
 BUNDLED = Path(__file__).parent / "bundled"
+RUNS = "runs"
+"""Where training writes run folders unless a recipe says otherwise."""
 
 
 def bundled() -> dict[str, Path]:
@@ -42,14 +44,15 @@ def locate(name: str) -> Path | None:
     """The folder of a model, or None where it must be downloaded first; downloads nothing.
 
     Args:
-        name: A bundled model, a model folder or run folder, an official checkpoint, or ``owner/name`` on the Hub.
+        name: A bundled model, a model folder or run folder, an official checkpoint, or ``owner/name`` on the Hub. What
+            looks like a path (`is_path`) is one.
 
     Raises:
         ValueError: If there is no such model, as far as can be told without the network.
     """
     if name in bundled():
         return bundled()[name]
-    folder = Path(name)
+    folder = Path(name).expanduser()
     if holds_model(folder):
         return folder
     if name in OFFICIAL:
@@ -61,15 +64,34 @@ def locate(name: str) -> Path | None:
         )
     if folder.is_dir():
         raise ValueError(f"folder '{name}' holds no model: it has neither config.json nor a run's config.yaml.")
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not folder.parent.exists():
+    near = models_near(folder)
+    if is_path(name):
+        known = nearest(name, near) if near else "give one that training or genaim convert has written"
+        raise ValueError(f"there is no folder '{name}'; {known}.")
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         return None
-    known = [*bundled(), *OFFICIAL]
+    known = [*bundled(), *near, *OFFICIAL]
     raise ValueError(f"model '{name}' is neither bundled nor a folder, nor official; {nearest(name, known)}.")
 
 
+def is_path(name: str) -> bool:
+    """Whether a name is that of a folder, there or not, and not ``owner/name`` on the Hub.
+
+    So it is if it begins as paths do or as training writes them, has more parts, or its first one is a folder here.
+    """
+    begins = name.startswith(("/", "./", "../", "~", f"{RUNS}/"))
+    return begins or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir())
+
+
+def models_near(folder: Path) -> list[str]:
+    """Model and run folders beside a folder, and where training writes them."""
+    places = dict.fromkeys([folder.parent, Path(RUNS)])
+    return [str(path) for place in places for path in sorted(place.glob("*")) if holds_model(path)]
+
+
 def is_named(name: str) -> bool:
-    """Whether `find` takes a name as that of a bundled, official or shared model, and not of a folder."""
-    return name in bundled() or not holds_model(Path(name))
+    """Whether `locate` takes a name as that of a bundled, official or shared model, and not of a folder."""
+    return name in bundled() or not holds_model(Path(name).expanduser())
 
 
 def holds_model(folder: Path) -> bool:

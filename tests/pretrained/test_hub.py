@@ -10,7 +10,7 @@ import torch
 
 from genaim.models import GenerativeModel
 from genaim.pretrained import from_pretrained, load_generator, push_to_hub, save_pretrained
-from genaim.pretrained.names import is_named
+from genaim.pretrained.names import is_named, locate
 from genaim.tokenizers import fingerprint
 from samplers import generate
 from tests.tiny import make_tokenizer, make_var
@@ -105,8 +105,8 @@ def test_a_card_of_the_repository_stays(hub: LocalHub) -> None:
     assert from_pretrained("me/vq").codebook_size == 8
 
 
-def test_what_is_not_on_the_hub_is_named(hub: LocalHub) -> None:
-    with pytest.raises(ValueError, match="model 'me/none' is neither bundled nor a folder, and cannot be had") as error:
+def test_what_is_not_on_the_hub_may_be_a_folder(hub: LocalHub) -> None:
+    with pytest.raises(ValueError, match="no folder 'me/none' here, and no model of that name can be had") as error:
         from_pretrained("me/none")
     assert "\n" not in str(error.value)
     (hub.root / "me" / "other").mkdir(parents=True)
@@ -114,8 +114,26 @@ def test_what_is_not_on_the_hub_is_named(hub: LocalHub) -> None:
         from_pretrained("me/other")
 
 
-def test_a_path_beside_existing_folders_is_not_asked_of_the_hub(hub: LocalHub) -> None:
-    Path("runs").mkdir()
-    for name in ("runs/missing", "../elsewhere/missing", "a/b/c"):
-        with pytest.raises(ValueError, match="is neither bundled nor a folder, nor official"):
+def test_a_missing_folder_was_asked_of_the_hub(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*arguments: Any, **options: Any) -> str:
+        raise AssertionError("the Hub is asked for a folder")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", asked)
+    names = ["runs/missing", "mine/missing", "./a", "../elsewhere/missing", "/a/b", "~/a", "a/b/c"]
+    Path("mine").mkdir()
+    for name in names:
+        with pytest.raises(ValueError, match=f"there is no folder '{name}'; give one that training"):
             from_pretrained(name)
+    save_pretrained(make_var(), "mine/digits")
+    save_pretrained(make_var(), "runs/emoji")
+    for name, near in {"mine/digit": "mine/digits", "runs/emojis": "runs/emoji"}.items():
+        with pytest.raises(ValueError, match=f"there is no folder '{name}'; did you mean '{near}'?"):
+            from_pretrained(name)
+    with pytest.raises(ValueError, match="model 'emojis' is neither bundled nor a folder, nor official; did you mean"):
+        from_pretrained("emojis")
+
+
+def test_a_home_folder_that_no_shell_has_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_pretrained(make_var(), tmp_path / "model")
+    assert locate("~/model") == tmp_path / "model" and not is_named("~/model")
