@@ -76,10 +76,8 @@ def read_generator_config(name: str) -> GeneratorConfig:
     Raises:
         ValueError: If it cannot be found or read, or is no generator.
     """
-    folder = find(name, make_progress(sys.stderr))
+    folder = find(name, "generator", progress=make_progress(sys.stderr))
     config = read_config(folder)
-    if config["kind"] != "generator":
-        raise ValueError(f"'{name}' is no generator but a model of kind {config['kind']}; serve a generator.")
     kind: Any = config["model"].get("kind")
     if kind not in MODELS:
         raise ValueError(f"{folder}: unknown model kind {kind!r}; {nearest(str(kind), MODELS)}.")

@@ -75,7 +75,7 @@ def show_info(name: str) -> None:
     Raises:
         ValueError: If it cannot be found or read.
     """
-    folder = find(name, make_progress(sys.stderr))
+    folder = find(name, progress=make_progress(sys.stderr))
     model = from_pretrained(folder)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True, style="bold")

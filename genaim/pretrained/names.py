@@ -10,6 +10,7 @@ MODEL/probe/                 what reads classes off the encoder's features, if t
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ CONFIG_KEYS = {
     "encoder": {"model"},
     "probe": {"model"},
 }
+A_KIND = {"generator": "a generator", "tokenizer": "a tokenizer", "encoder": "an encoder", "probe": "a probe"}
 BUNDLED = Path(__file__).parent / "bundled"
 RUNS = "runs"
 """Where training writes run folders unless a recipe says otherwise."""
@@ -40,22 +42,24 @@ def bundled_generators() -> dict[str, dict[str, Any]]:
     return {name: config["model"] for name, config in configs.items() if config["kind"] == "generator"}
 
 
-def locate(name: str) -> Path | None:
+def locate(name: str, *kinds: str) -> Path | None:
     """The folder of a model, or None where it must be downloaded first; downloads nothing.
 
     Args:
         name: A bundled model, a model folder or run folder, an official checkpoint, or ``owner/name`` on the Hub. What
             looks like a path (`is_path`) is one.
+        kinds: What it may be: generator, tokenizer, encoder or probe; none given takes any.
 
     Raises:
-        ValueError: If there is no such model, as far as can be told without the network.
+        ValueError: If there is no such model or it is of another kind, as far as can be told without the network.
     """
-    if name in bundled():
-        return bundled()[name]
-    folder = Path(name).expanduser()
+    folder = bundled().get(name) or Path(name).expanduser()
     if holds_model(folder):
+        if kinds:
+            check_kind(name, read_config(folder)["kind"], kinds)
         return folder
     if name in OFFICIAL:
+        check_kind(name, OFFICIAL[name].kind, kinds)
         return None
     if folder.is_file():
         raise ValueError(
@@ -64,14 +68,28 @@ def locate(name: str) -> Path | None:
         )
     if folder.is_dir():
         raise ValueError(f"folder '{name}' holds no model: it has neither config.json nor a run's config.yaml.")
-    near = models_near(folder)
+    near = models_near(folder, kinds)
     if is_path(name):
-        known = nearest(name, near) if near else "give one that training or genaim convert has written"
-        raise ValueError(f"there is no folder '{name}'; {known}.")
+        advice = nearest(name, near) if near else "give one that training or genaim convert has written"
+        raise ValueError(f"there is no folder '{name}'; {advice}.")
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         return None
-    known = [*bundled(), *near, *OFFICIAL]
+    known = [*names_of(kinds), *near]
     raise ValueError(f"model '{name}' is neither bundled nor a folder, nor official; {nearest(name, known)}.")
+
+
+def check_kind(name: str, kind: str, kinds: Sequence[str]) -> None:
+    """Raises ValueError for a model of another kind than those that are asked for, and names some of these."""
+    if kinds and kind not in kinds:
+        wanted, known = " or ".join(A_KIND[k] for k in kinds), nearest(name, names_of(kinds))
+        raise ValueError(f"'{name}' is {A_KIND[kind]}, not {wanted}; {known}; or give the folder of one.")
+
+
+def names_of(kinds: Sequence[str]) -> list[str]:
+    """Names of the bundled and official models, of all kinds if none is given."""
+    found = {name: read_config(folder)["kind"] for name, folder in bundled().items()}
+    found |= {name: row.kind for name, row in OFFICIAL.items()}
+    return [name for name, kind in found.items() if not kinds or kind in kinds]
 
 
 def is_path(name: str) -> bool:
@@ -83,10 +101,18 @@ def is_path(name: str) -> bool:
     return begins or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir())
 
 
-def models_near(folder: Path) -> list[str]:
+def models_near(folder: Path, kinds: Sequence[str]) -> list[str]:
     """Model and run folders beside a folder, and where training writes them."""
     places = dict.fromkeys([folder.parent, Path(RUNS)])
-    return [str(path) for place in places for path in sorted(place.glob("*")) if holds_model(path)]
+    return [str(path) for place in places for path in sorted(place.glob("*")) if _is_of(path, kinds)]
+
+
+def _is_of(folder: Path, kinds: Sequence[str]) -> bool:
+    """Whether a folder holds a model of a kind; one that cannot be read holds none."""
+    try:
+        return holds_model(folder) and (read_config(folder)["kind"] in kinds or not kinds)
+    except ValueError:
+        return False
 
 
 def is_named(name: str) -> bool:

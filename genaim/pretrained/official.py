@@ -65,6 +65,21 @@ class Official:
     config: Mapping[str, Any] = field(default_factory=dict)
     """Config keys that the weights do not tell."""
 
+    @property
+    def kind(self) -> str:
+        """generator, tokenizer or encoder."""
+        return KINDS[self.family]
+
+
+KINDS = {
+    "var": "generator",
+    "mar": "generator",
+    "var-vqvae": "tokenizer",
+    "mar-kl16": "tokenizer",
+    "aim": "encoder",
+    "aimv2": "encoder",
+}
+"""What the models of each family are."""
 
 VAR = Licence("MIT", "https://github.com/FoundationVision/VAR/blob/main/LICENSE")
 MAR = Licence("MIT", "https://github.com/LTH14/mar/blob/main/LICENSE")

@@ -14,29 +14,32 @@ from genaim.core.progress import Progress
 from genaim.models import ENCODERS, MODELS, AttentiveProbe, AttentiveProbeConfig, Encoder, GenerativeModel
 from genaim.pretrained.fetch import fetch
 from genaim.pretrained.hub import hub_folder
-from genaim.pretrained.names import bundled, bundled_generators, locate, read_config
+from genaim.pretrained.names import bundled, check_kind, locate, read_config
 from genaim.pretrained.official import OFFICIAL
 from genaim.pretrained.ready import ready_tokenizer
 from genaim.tokenizers import TOKENIZERS, ReadyConfig, Tokenizer
 
-A_KIND = {"generator": "a generator", "tokenizer": "a tokenizer", "encoder": "an encoder", "probe": "a probe"}
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def find(name: str, progress: Progress | None = None) -> Path:
+def find(name: str, *kinds: str, progress: Progress | None = None) -> Path:
     """The folder of a model, downloaded (and an official one converted) the first time.
 
     Args:
         name: As `locate` takes it.
+        kinds: As `locate` takes them.
         progress: Where downloads tell their course; None prints lines on standard error.
 
     Raises:
-        ValueError: If there is no such model, or it cannot be downloaded.
+        ValueError: If there is no such model, it is of another kind, or it cannot be downloaded.
     """
-    folder = locate(name)
-    if folder is not None:
-        return folder
-    return fetch(name, progress) if name in OFFICIAL else hub_folder(name)
+    folder = locate(name, *kinds)
+    if folder is None and name in OFFICIAL:
+        return fetch(name, progress)
+    if folder is None:
+        folder = hub_folder(name)
+        check_kind(name, read_config(folder)["kind"], kinds)
+    return folder
 
 
 def load_tokenizer(
@@ -51,11 +54,8 @@ def load_tokenizer(
     """
     if not isinstance(name, str):
         return ready_tokenizer(name).to(device)
-    folder = find(name, progress)
+    folder = find(name, "tokenizer", "generator", progress=progress)
     config = read_config(folder)
-    if config["kind"] not in ("tokenizer", "generator"):
-        what = A_KIND[config["kind"]]
-        raise ValueError(f"'{name}' is {what}, which has no tokenizer; give a tokenizer or a generator.")
     changes: dict[str, Any] = {}
     if config["kind"] == "generator":
         changes = config.get("tokenizer_changes", {})
@@ -73,11 +73,8 @@ def load_generator(
     Raises:
         ValueError: If it cannot be found or read, or is no generator.
     """
-    folder = find(name, progress)
+    folder = find(name, "generator", progress=progress)
     config = read_config(folder)
-    if config["kind"] != "generator":
-        what, names = A_KIND[config["kind"]], ", ".join(bundled_generators())
-        raise ValueError(f"'{name}' is {what}, which cannot generate; bundled generators: {names}.")
     model = build_generator(config["model"], load_tokenizer(str(folder), progress=progress), str(folder))
     return _build(model, _weights(folder, config), folder).to(device)
 
@@ -88,10 +85,8 @@ def load_encoder(name: str, *, device: torch.device | str = "cpu", progress: Pro
     Raises:
         ValueError: If it cannot be found or read, or is no encoder.
     """
-    folder = find(name, progress)
+    folder = find(name, "encoder", progress=progress)
     config = read_config(folder)
-    if config["kind"] != "encoder":
-        raise ValueError(f"'{name}' is {A_KIND[config['kind']]}, not an encoder; give an encoder's folder.")
     encoder: Encoder = _make(ENCODERS, "encoder", {"kind": "aim"} | config["model"], str(folder))
     return _build(encoder, _weights(folder, config), folder).to(device)
 
@@ -102,13 +97,13 @@ def load_probe(name: str, *, device: torch.device | str = "cpu", progress: Progr
     Raises:
         ValueError: If it cannot be found or read, or the encoder has none.
     """
-    folder = find(name, progress)
+    folder = find(name, "encoder", "probe", progress=progress)
     config = read_config(folder)
     if config["kind"] == "encoder" and (folder / "probe").is_dir():
         folder = folder / "probe"
         config = read_config(folder)
     if config["kind"] != "probe":
-        raise ValueError(f"'{name}' is {A_KIND[config['kind']]} without a probe; official AIM v1 encoders have one.")
+        raise ValueError(f"'{name}' is an encoder without a probe; official AIM v1 encoders have one.")
     probe = AttentiveProbe(validate(AttentiveProbeConfig, config["model"], str(folder)))
     return _build(probe, _weights(folder, config), folder).to(device)
 
@@ -121,7 +116,7 @@ def from_pretrained(
     Raises:
         ValueError: If it cannot be found or read, or is a probe.
     """
-    folder = str(find(str(name), progress))
+    folder = str(find(str(name), progress=progress))
     kind = read_config(Path(folder))["kind"]
     if kind == "tokenizer":
         return load_tokenizer(folder, device=device, progress=progress)

@@ -113,4 +113,4 @@ def test_a_run_starts_from_a_model(genaim, recipe):
     assert wrong.err.count("\n") == 1
     assert "init 'runs/first' does not fit the recipe's model: codebook.weight is (32, 4) there and (8, 4)" in wrong.err
     assert not Path("runs/third").exists()
-    assert "'runs/none' is neither bundled nor a folder" in genaim("train", recipe, "name=x", "init=runs/none").err
+    assert "there is no folder 'runs/none'; did you mean" in genaim("train", recipe, "name=x", "init=runs/none").err

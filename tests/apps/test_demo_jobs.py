@@ -208,7 +208,7 @@ def test_only_models_that_are_served() -> None:
     models = Models(["mnist-var"], CPU)
     with pytest.raises(ValueError, match="model 'emoji-var' is not served here"):
         models.load("emoji-var")
-    with pytest.raises(ValueError, match="'mnist-vq' is no generator"):
+    with pytest.raises(ValueError, match="'mnist-vq' is a tokenizer, not a generator"):
         Models(["mnist-vq"], CPU)
 
 

@@ -81,7 +81,7 @@ def test_likelihood_of_a_run_takes_the_images_of_its_recipe(genaim, recipe, tmp_
         (["MODEL", "--data", "PICTURES", "--device", "tpu"], "auto, cpu, cuda or mps"),
         (["MODEL", "--data", "PICTURES/cat"], None),
         (["emoji-mra"], "'emoji-mra'"),
-        (["emoji-vq"], "is a tokenizer, which cannot generate"),
+        (["emoji-vq"], "is a tokenizer, not a generator"),
     ],
 )
 def test_what_likelihood_refuses(genaim, pixel_model, pictures, arguments, words):

@@ -55,7 +55,7 @@ def test_images_to_encoder_to_features(genaim, recipe, tmp_path):
         assert words in shown
     done = genaim("sample", "--model", "runs/squares-aim")
     assert done.code == 2
-    assert "is an encoder, which cannot generate" in done.err
+    assert "is an encoder, not a generator" in done.err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -213,9 +213,9 @@ def test_an_aim_is_read_with_its_probe(tmp_path: Path, monkeypatch: pytest.Monke
     assert load_encoder(str(tmp_path / "bare")).state_dict().keys() == encoder.state_dict().keys()
     with pytest.raises(ValueError, match="is an encoder without a probe"):
         load_probe(str(tmp_path / "bare"))
-    with pytest.raises(ValueError, match="is a probe, which cannot generate"):
+    with pytest.raises(ValueError, match="is a probe, not a generator"):
         load_generator(str(tmp_path / "aim" / "probe"))
-    with pytest.raises(ValueError, match="is a probe, which has no tokenizer"):
+    with pytest.raises(ValueError, match="is a probe, not a tokenizer or a generator"):
         load_tokenizer(str(tmp_path / "aim" / "probe"))
 
 

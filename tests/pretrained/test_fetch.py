@@ -17,10 +17,10 @@ from genaim.core.progress import SilentProgress
 from genaim.models.aim import PRESETS as AIM_SIZES
 from genaim.models.mar import PRESETS as MAR_SIZES
 from genaim.models.var import PRESETS as VAR_SIZES
-from genaim.pretrained import OFFICIAL, find, from_pretrained, load_generator, load_tokenizer
-from genaim.pretrained.convert import FAMILIES, GeneratorFamily, TokenizerFamily
+from genaim.pretrained import OFFICIAL, find, from_pretrained, load_encoder, load_generator, load_tokenizer
+from genaim.pretrained.convert import FAMILIES, EncoderFamily, GeneratorFamily, TokenizerFamily
 from genaim.pretrained.fetch import cached, fetch
-from genaim.pretrained.official import MAR, VAR, Official, RemoteFile
+from genaim.pretrained.official import KINDS, MAR, VAR, Official, RemoteFile
 from samplers import generate
 from tests.parity_sets import ParitySet
 from tests.pretrained.test_convert import VQVAE_FILE
@@ -60,12 +60,27 @@ def published(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home:
         "var-tiny": Official("var", (RemoteFile("var_tiny.pth", repo),), VAR, "2M", 24),
     }
     monkeypatch.setattr(fetching, "OFFICIAL", tiny)
-    monkeypatch.setattr("genaim.pretrained.store.OFFICIAL", tiny)
+    for module in ("names", "store"):
+        monkeypatch.setattr(f"genaim.pretrained.{module}.OFFICIAL", tiny)
     family = FAMILIES["var-vqvae"]
     assert isinstance(family, TokenizerFamily)
     small = converting.convert("var-vqvae", [VQVAE_FILE]).module.config.model_dump(mode="json")
     monkeypatch.setitem(converting.FAMILIES, "var-vqvae", replace(family, published=small))
     return site
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_official_models_are_is_told_without_their_families(family: str) -> None:
+    classes = {"generator": GeneratorFamily, "tokenizer": TokenizerFamily, "encoder": EncoderFamily}
+    assert isinstance(FAMILIES[family], classes[KINDS[family]]) and KINDS.keys() == FAMILIES.keys()
+
+
+def test_an_official_model_of_another_kind_was_downloaded_first(home: Path) -> None:
+    with pytest.raises(ValueError, match=r"'aim-7b' is an encoder, not a generator; .*Allowed: emoji-mar, .*var-d16"):
+        load_generator("aim-7b")
+    with pytest.raises(ValueError, match=r"'var-d16' is a generator, not an encoder; .*Allowed: aim-600m"):
+        load_encoder("var-d16")
+    assert not home.exists()
 
 
 def test_a_name_is_downloaded_once_and_then_a_folder(published: Site, home: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from genaim.models import GenerativeModel
-from genaim.pretrained import from_pretrained, load_generator, push_to_hub, save_pretrained
+from genaim.pretrained import from_pretrained, load_generator, load_tokenizer, push_to_hub, save_pretrained
 from genaim.pretrained.names import is_named, locate
 from genaim.tokenizers import fingerprint
 from samplers import generate
@@ -131,6 +131,18 @@ def test_a_missing_folder_was_asked_of_the_hub(hub: LocalHub, monkeypatch: pytes
             from_pretrained(name)
     with pytest.raises(ValueError, match="model 'emojis' is neither bundled nor a folder, nor official; did you mean"):
         from_pretrained("emojis")
+
+
+def test_other_kinds_were_offered(hub: LocalHub) -> None:
+    save_pretrained(make_tokenizer(), "runs/emoji-tokenizer")
+    save_pretrained(make_var(), "runs/emoji-generator")
+    for name, start in {"emoji-vqq": "model 'emoji-vqq' is neither", "runs/emoji-tok": "there is no folder"}.items():
+        with pytest.raises(ValueError, match=start) as error:
+            load_generator(name)
+        assert "runs/emoji-generator" in str(error.value)
+        assert "vq" not in str(error.value).replace(name, "") and "runs/emoji-tokenizer" not in str(error.value)
+        with pytest.raises(ValueError, match=r"did you mean '(emoji-vq|runs/emoji-tokenizer)'"):
+            load_tokenizer(name)
 
 
 def test_a_home_folder_that_no_shell_has_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
