@@ -76,9 +76,8 @@ def sample(
     """Generate images: numbered PNG files, a contact sheet, and a record that repeats the run."""
     from dataclasses import replace
 
-    from apps.folders import read_record
+    from apps.folders import check_replaceable, read_record
     from apps.request import SampleRequest, read_request
-    from apps.sample import compared, sample
 
     request = SampleRequest(
         model,
@@ -105,6 +104,11 @@ def sample(
         record = read_record(from_record)
         elsewhere = {name: context.params[name] for name in given & {"device", "dtype"}}
         request = replace(read_request(from_record), **elsewhere)
+    request.check()
+    if out is not None:
+        check_replaceable(out)
+    from apps.sample import compared, sample  # imports torch, after all that is refused without it
+
     folder = sample(request, out)
     if record is not None:
         print(compared(folder, record))
@@ -242,6 +246,9 @@ def train(
 
         show_recipes()
     else:
+        from genaim.config import find_recipe
+
+        find_recipe(recipe)  # before torch is imported
         from apps.train import train
 
         train(recipe, overrides or ())
@@ -262,6 +269,9 @@ def info(
     model: Annotated[str, typer.Argument(help="Bundled or official model, model folder or run folder.")],
 ) -> None:
     """Show what a model is made of: sizes, classes, tokenizer, sampling defaults, config."""
+    from genaim.pretrained.names import locate
+
+    locate(model)  # before torch is imported
     from apps.describe import show_info
 
     show_info(model)
@@ -272,7 +282,9 @@ def convert(
     family: Annotated[
         str, typer.Argument(metavar="FAMILY|NAME", help="Family of the file, such as var, or official name: var-d16.")
     ],
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Official file, .pth or .safetensors.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Official file, .pth or .safetensors.", exists=True)
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Model folder to write.")],
     tokenizer: Annotated[
         str | None,
@@ -317,6 +329,10 @@ def demo(
 
     if find_spec("gradio") is None:
         raise ValueError("the web demo needs Gradio, which is not installed; run: pip install 'genaim[demo]'")
+    from genaim.pretrained.names import locate
+
+    for name in model or ():
+        locate(name, "generator")  # before torch is imported
     from apps.demo import serve
 
     serve(model or (), host, port, device)
@@ -324,8 +340,8 @@ def demo(
 
 def _paint(context: typer.Context, task: str) -> None:
     """Runs a command that changes a picture; its parameters are the fields of a request."""
-    from apps.paint import PaintRequest, paint
-    from apps.request import SampleRequest
+    from apps.folders import check_replaceable
+    from apps.request import PaintRequest, SampleRequest
 
     given = dict(context.params)
     renamed = {"guidance": "guidance_scale", "steps": "num_steps"}
@@ -338,6 +354,11 @@ def _paint(context: typer.Context, task: str) -> None:
         SampleRequest(**{renamed.get(name, name): value for name, value in sampling.items()}),
         **given,
     )
+    request.check()
+    if out is not None:
+        check_replaceable(out)
+    from apps.paint import paint  # imports torch, after all that is refused without it
+
     folder = paint(request, out)
     print(
         f"{request.sampling.count} result{'s' * (request.sampling.count != 1)}, sheet.png and record.json in {folder}"

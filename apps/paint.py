@@ -5,16 +5,15 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from apps.folders import RECORD, check_replaceable, hash_file, written_whole
+from apps.folders import RECORD, hash_file, written_whole
 from apps.progress import make_progress
-from apps.request import SampleRequest, Settings, command_line, resolve
+from apps.request import PaintRequest, Settings, command_line, parse_box, resolve
 from apps.sample import free_folder, introduction, load_for, make_record, write_record
 from genaim.core.order import Step
 from genaim.core.progress import Progress
@@ -37,46 +36,12 @@ FIRST_TILE = 1 << 20  # the noise of another upscaled result begins with this im
 THUMBNAIL = 256  # pictures on the sheet are at most so large, and enlarged up to about half of it
 
 
-@dataclass(frozen=True)
-class PaintRequest:
-    """What is asked for."""
-
-    task: str
-    """inpaint, outpaint, edit or upscale."""
-    image: Path
-    """The picture."""
-    sampling: SampleRequest
-    """Model, number of results and how they are drawn; its classes are not used."""
-    label: str | None = None
-    """Class to paint, by name or number."""
-    mask: Path | None = None
-    """A picture that is white where to paint."""
-    box: str | None = None
-    """A rectangle instead: x,y,width,height."""
-    strength: float = 1.0
-    """Of an edit."""
-    left: int = 0
-    """Pixels to add there; so the other three."""
-    top: int = 0
-    right: int = 0
-    bottom: int = 0
-    factor: int | None = None
-    """Of upscaling; None is the model's."""
-    consistent: bool = True
-    """Whether an upscaled picture gives the picture again when it is reduced."""
-
-    @property
-    def sides(self) -> dict[str, int]:
-        """Pixels that outpainting adds to each side."""
-        return {"left": self.left, "top": self.top, "right": self.right, "bottom": self.bottom}
-
-
 def paint(request: PaintRequest, out: Path | None = None) -> Path:
     """Changes a picture and writes the results with their contact sheet and record.
 
     Args:
-        request: What is asked for.
-        out: Folder to write; None takes a free one under ``samples``.
+        request: What is asked for, checked.
+        out: Folder to write, which loses nothing by it (`check_replaceable`); None takes a free one under ``samples``.
 
     Returns:
         The folder.
@@ -85,9 +50,6 @@ def paint(request: PaintRequest, out: Path | None = None) -> Path:
         ValueError: If the request fits neither picture nor model, or ``out`` holds other files.
         OSError: If a file cannot be read or the folder cannot be written; then nothing of it remains.
     """
-    request.sampling.check()
-    if out is not None:
-        check_replaceable(out)
     image = read_picture(request.image)
     mask = read_mask(request, image)
     progress = make_progress(sys.stderr)
@@ -229,12 +191,8 @@ def read_mask(request: PaintRequest, image: Image.Image) -> Mask | None:
     """The mask of a file or a box; None where all is meant.
 
     Raises:
-        ValueError: If both or none is given, or it does not fit the picture.
+        ValueError: If it does not fit the picture.
     """
-    if request.mask is not None and request.box is not None:
-        raise ValueError("--mask and --box are both given; leave one out.")
-    if request.task == "inpaint" and request.mask is None and request.box is None:
-        raise ValueError("inpaint needs to know where: give --mask FILE (white where to paint) or --box X,Y,W,H.")
     if request.box is not None:
         return box_mask(request.box, image)
     if request.mask is None:
@@ -250,12 +208,9 @@ def box_mask(box: str, image: Image.Image) -> np.ndarray:
     Raises:
         ValueError: If it is no rectangle inside the picture.
     """
-    parts = box.split(",")
-    if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"--box is '{box}'; give four whole numbers: x,y,width,height in pixels from the top left.")
-    x, y, width, height = map(int, parts)
-    if not width or not height or x + width > image.width or y + height > image.height:
-        raise ValueError(f"--box {box} is empty or leaves the picture of {image.width}x{image.height} pixels.")
+    x, y, width, height = parse_box(box)
+    if x + width > image.width or y + height > image.height:
+        raise ValueError(f"--box {box} leaves the picture of {image.width}x{image.height} pixels.")
     mask = np.zeros((image.height, image.width), dtype=bool)
     mask[y : y + height, x : x + width] = True
     return mask

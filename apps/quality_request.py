@@ -44,7 +44,7 @@ class QualityRequest:
         if (self.sampling is None) == (self.images is None):
             raise ValueError("give --model NAME to generate images, or --images FOLDER to compare those; one of them.")
         if self.sampling is not None:
-            self.sampling.check()
+            self.sampling.check(*(["generator"] if self.kind == "fid" else ["tokenizer", "generator"]))
             if self.kind == "fid":
                 check_count(self.sampling.count, "generated images (-n)")
         if not self.references:

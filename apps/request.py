@@ -1,22 +1,42 @@
-"""What a sampling is asked for: its options, resolved against a model into settings that repeat it."""
+"""What is asked for: options, checked before torch is imported, and resolved against a model into settings.
+
+Settings repeat a sampling.
+"""
 
 import math
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from apps.folders import read_record
-from genaim.heads import SamplingOptions
-from genaim.models import GeneratorConfig
-from genaim.pretrained.names import is_named
-from samplers.labels import class_numbers
+from genaim.pretrained.names import is_named, locate
+
+if TYPE_CHECKING:
+    import torch
+
+    from genaim.models import GeneratorConfig
 
 Settings = dict[str, Any]
 """Everything that decides the pictures, JSON-able."""
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("auto", "float32", "bfloat16")
+FINITE = sys.float_info.max
+RANGES = (
+    ("count", "-n", 1, 1_000_000, "1 to 1,000,000 images"),
+    ("batch_size", "--batch-size", 1, FINITE, "1 or more"),
+    ("guidance_scale", "--guidance", -FINITE, FINITE, "a finite number; 1 is off"),
+    ("temperature", "--temperature", 0, FINITE, "0 or more, and finite"),
+    ("top_k", "--top-k", 0, FINITE, "1 or more, or 0, which is off"),
+    ("top_p", "--top-p", math.ulp(0.0), 1, "above 0, and at most 1, which is off"),
+    ("num_steps", "--steps", 1, FINITE, "1 or more"),
+    ("diffusion_steps", "--diffusion-steps", 1, 1000, "1 to 1000"),
+)
+"""Field, option, least value, largest value, and both in words."""
+MAX_PIXELS = 2**28  # of all results, which are kept in memory until they are written
 
 
 @dataclass(frozen=True)
@@ -54,27 +74,135 @@ class SampleRequest:
     weights: str | None = None
     """Fingerprint that the model must have."""
 
+    def check(self, *kinds: str) -> None:
+        """Refuses what no model can honour, in the words of the command line.
+
+        Args:
+            kinds: What the model may be, as `locate` takes them; none given takes a generator.
+
+        Raises:
+            ValueError: If an option is out of its range, or there is no such model.
+        """
+        for field, option, least, largest, allowed in RANGES:
+            value = getattr(self, field)
+            if value is not None and not least <= value <= largest:
+                raise ValueError(f"{option} is {value}; it must be {allowed}.")
+        if self.device.partition(":")[0] not in DEVICES:
+            raise ValueError(f"--device is '{self.device}'; use auto, cpu, cuda or mps.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"--dtype is '{self.dtype}'; use auto, float32 or bfloat16.")
+        locate(self.model, *(kinds or ("generator",)))
+
+
+@dataclass(frozen=True)
+class PaintRequest:
+    """What is asked for."""
+
+    task: str
+    """inpaint, outpaint, edit or upscale."""
+    image: Path
+    """The picture."""
+    sampling: SampleRequest
+    """Model, number of results and how they are drawn; its classes are not used."""
+    label: str | None = None
+    """Class to paint, by name or number."""
+    mask: Path | None = None
+    """A picture that is white where to paint."""
+    box: str | None = None
+    """A rectangle instead: x,y,width,height."""
+    strength: float = 1.0
+    """Of an edit."""
+    left: int = 0
+    """Pixels to add there; so the other three."""
+    top: int = 0
+    right: int = 0
+    bottom: int = 0
+    factor: int | None = None
+    """Of upscaling; None is the model's."""
+    consistent: bool = True
+    """Whether an upscaled picture gives the picture again when it is reduced."""
+
+    @property
+    def sides(self) -> dict[str, int]:
+        """Pixels that outpainting adds to each side."""
+        return {"left": self.left, "top": self.top, "right": self.right, "bottom": self.bottom}
+
     def check(self) -> None:
-        """Raises ValueError for numbers that no model can honour."""
-        if self.count < 1:
-            raise ValueError(f"-n is {self.count}; ask for 1 image or more.")
-        if self.batch_size < 1:
-            raise ValueError(f"--batch-size is {self.batch_size}; it must be 1 or more.")
-        if self.num_steps is not None and self.num_steps < 1:
-            raise ValueError(f"--steps is {self.num_steps}; it must be 1 or more.")
-        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
-            raise ValueError(f"--guidance is {self.guidance_scale}; it must be a finite number, 1 is off.")
+        """Refuses what no model can honour, in the words of the command line; of the picture, its header is read.
+
+        Raises:
+            ValueError: If options do not agree, are out of their range, or do not fit the picture.
+            OSError: If there is no picture, or no mask.
+        """
+        self.sampling.check()
+        if self.mask is not None and self.box is not None:
+            raise ValueError("--mask and --box are both given; leave one out.")
+        if self.task == "inpaint" and self.mask is None and self.box is None:
+            raise ValueError("inpaint needs to know where: give --mask FILE (white where to paint) or --box X,Y,W,H.")
+        if self.task == "outpaint" and not any(self.sides.values()):
+            raise ValueError("outpaint needs to know where: give --left, --top, --right or --bottom pixels to add.")
+        width, height = picture_size(self.image)
+        if self.mask is not None:
+            picture_size(self.mask)
+        if self.box is not None:
+            parse_box(self.box)
+        factor = self.factor or 1
+        width, height = factor * (width + self.left + self.right), factor * (height + self.top + self.bottom)
+        if self.sampling.count * width * height > MAX_PIXELS:
+            raise ValueError(
+                f"results of {width}x{height} pixels (-n {self.sampling.count}) have more than {MAX_PIXELS:,} pixels "
+                "in all; ask for fewer or smaller ones."
+            )
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture, from its header, which may lie on its side.
+
+    Raises:
+        ValueError: If the file is no picture, or has more pixels than Pillow reads.
+        OSError: If it cannot be read.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as header:
+            return header.size
+    except UnidentifiedImageError:
+        raise ValueError(f"'{path}' cannot be read as a picture: not in an image format that Pillow reads.") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"'{path}' cannot be read as a picture: {error}") from None
+
+
+def parse_box(box: str) -> tuple[int, int, int, int]:
+    """The numbers of a rectangle "x,y,width,height".
+
+    Raises:
+        ValueError: If they are not four, or it is empty.
+    """
+    parts = box.split(",")
+    if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"--box is '{box}'; give four whole numbers: x,y,width,height in pixels from the top left.")
+    x, y, width, height = map(int, parts)
+    if not width or not height:
+        raise ValueError(f"--box {box} is empty; give a width and a height of 1 or more.")
+    return x, y, width, height
 
 
 def resolve(
-    request: SampleRequest, config: GeneratorConfig, weights: str, device: torch.device, dtype: torch.dtype
+    request: SampleRequest, config: "GeneratorConfig", weights: str, device: "torch.device", dtype: "torch.dtype"
 ) -> Settings:
     """Everything that decides the pictures, JSON-able."""
     defaults = config.sampling
     scale = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
     if scale != 1.0 and not config.num_classes and not config.low_res:
         raise ValueError(f"--guidance {scale:g} needs classes, and model '{request.model}' has none; leave it out.")
-    options = defaults.options(**{name: getattr(request, name) for name in SamplingOptions.model_fields}).model_dump()
+    options = defaults.options(
+        temperature=request.temperature,
+        top_k=request.top_k,
+        top_p=request.top_p,
+        diffusion_steps=request.diffusion_steps,
+        scheduler=request.scheduler,
+    )
     labels = choose_labels(request, config)
     names = config.class_names if labels is not None else None
     return {
@@ -85,7 +213,7 @@ def resolve(
         "names": [names[i] for i in labels] if names and labels is not None else None,
         "seed": request.seed,
         "guidance_scale": scale,
-        "options": options,
+        "options": options.model_dump(),
         "num_steps": defaults.num_steps if request.num_steps is None else request.num_steps,
         "batch_size": request.batch_size,
         "device": device.type,
@@ -98,12 +226,14 @@ def in_words(value: float | str | None) -> str:
     return "off" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
-def choose_labels(request: SampleRequest, config: GeneratorConfig) -> list[int] | None:
+def choose_labels(request: SampleRequest, config: "GeneratorConfig") -> list[int] | None:
     """The class of every image: those asked for in turn, or all in turn; None where the model has none.
 
     Raises:
         ValueError: If a class is unknown.
     """
+    from samplers.labels import class_numbers
+
     if not config.num_classes:
         if request.classes:
             raise ValueError(

@@ -41,8 +41,8 @@ def sample(request: SampleRequest, out: Path | None = None) -> Path:
     """Generates images and writes them with their contact sheet and record.
 
     Args:
-        request: What is asked for.
-        out: Folder to write; None takes a free one under ``samples``.
+        request: What is asked for, checked.
+        out: Folder to write, which loses nothing by it (`check_replaceable`); None takes a free one under ``samples``.
 
     Returns:
         The folder.
@@ -51,9 +51,6 @@ def sample(request: SampleRequest, out: Path | None = None) -> Path:
         ValueError: If the request does not fit the model, or ``out`` holds other files.
         OSError: If the folder cannot be written; then nothing of it remains.
     """
-    request.check()
-    if out is not None:
-        check_replaceable(out)
     progress = make_progress(sys.stderr)
     model, dtype, loaded = load_for(request, progress)
     weights = fingerprint(model)

@@ -262,7 +262,7 @@ def test_steps_that_a_model_cannot_take_are_refused(genaim, model):
         (("--steps", 0), "--steps is 0; it must be 1 or more"),
         (("--steps", 7), "ScaleOrder always takes 3"),
         (("--scheduler", "ddim"), "scheduler is not an option of CategoricalHead"),
-        (("--diffusion-steps", 0), "diffusion_steps must be in 1 to 1000, not 0"),
+        (("--diffusion-steps", 0), "--diffusion-steps is 0; it must be 1 to 1000"),
     ):
         done = genaim("sample", "--model", model, *option)
         assert done.code == 2 and message in done.err.splitlines()[-1]
