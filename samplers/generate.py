@@ -102,7 +102,7 @@ def generate_batches(
     if len(labels) == 0:
         raise ValueError("there is nothing to generate: 0 images were asked for; ask for 1 or more.")
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, not {batch_size}.")
+        raise ValueError(f"the batch size must be 1 or more, not {batch_size}.")
     defaults = model.config.sampling
     if options is None:
         options = defaults.options()

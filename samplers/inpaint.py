@@ -71,7 +71,7 @@ def complete(
     if isinstance(model, CausalGenerator) and model.config.known_first == 0:
         warnings.warn(
             "the model was trained in its plain order: what it paints sees the known tokens before it on the path, and "
-            "none behind it; train with known_first above 0 to show it all of them.",
+            "none behind it; train with model.known_first above 0 to show it all of them.",
             stacklevel=2,
         )
     tokenizer = model.eval().tokenizer

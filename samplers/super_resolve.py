@@ -173,8 +173,8 @@ def check_factor(model: GenerativeModel, factor: int | None) -> int:
         return own
     if not isinstance(model, VAR):
         raise ValueError(
-            f"{type(model).__name__} without low_res cannot enlarge pictures: it has neither scales nor an element for "
-            f"them; take {', '.join(enlargers())}, or train one with model.low_res."
+            "the model cannot enlarge pictures: it has no scales, and was not trained with model.low_res to be given "
+            f"them; take {', '.join(enlargers())}, or train one so."
         )
     factor = FACTOR if factor is None else factor
     allowed = [f for f in range(2, size + 1) if size % f == 0]

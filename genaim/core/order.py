@@ -67,7 +67,10 @@ class Order(ABC):
     def check_num_steps(self, num_steps: int | None, own: int) -> None:
         """Raises ValueError if a fixed order is asked for another number of steps than its own."""
         if num_steps not in (None, own):
-            raise ValueError(f"num_steps is {num_steps}, but {type(self).__name__} always takes {own}; leave it out.")
+            kind = next((kind for kind, order in ORDERS.items() if order is type(self)), type(self).__name__)
+            raise ValueError(
+                f"{num_steps} steps are asked for, but the order '{kind}' always takes {own}; leave the steps out."
+            )
 
 
 class ScaleOrder(Order):
@@ -217,7 +220,7 @@ class RandomOrder(Order):
         assert noise is not None, "random orders draw from a noise source"
         total = self.num_steps if num_steps is None else num_steps
         if total < 1:
-            raise ValueError(f"num_steps must be 1 or more, not {total}.")
+            raise ValueError(f"{total} steps are asked for; ask for 1 or more.")
         hidden = ~known
         order = noise.uniform(self.num_tokens).argsort(dim=1, stable=True)
         order = known_first(order, hidden.to(order.device))  # hidden positions to the front

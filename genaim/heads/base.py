@@ -1,7 +1,7 @@
 """What a head is: the distribution of a token given its features, to train and to sample."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +88,8 @@ class ContinuousHeadConfig(HeadConfig):
 class Head(nn.Module, ABC):
     """Turns features into the distribution of a token."""
 
+    config: Any
+    """The config that it was built from."""
     options: ClassVar[tuple[str, ...]]
     """Names of the `SamplingOptions` that this head honours."""
     loss_unit: str = "nats per token"
@@ -146,7 +148,11 @@ class Head(nn.Module, ABC):
         """Raises ValueError, naming the option, if one is set that this head does not honour."""
         for name, field in SamplingOptions.model_fields.items():
             if name not in self.options and getattr(options, name) != field.default:
-                raise ValueError(f"{name} is not an option of {type(self).__name__}; remove it. It has {self.options}.")
+                asked, *known = (option.replace("_", "-") for option in (name, *self.options))
+                raise ValueError(
+                    f"a model with the head '{self.config.kind}' takes no {asked}; leave it out. It takes "
+                    f"{', '.join(known) or 'no option'}."
+                )
 
 
 def guide(cond: Tensor, uncond: Tensor | None, guidance_scale: Tensor | float) -> Tensor:

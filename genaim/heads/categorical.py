@@ -34,6 +34,7 @@ class CategoricalHeadConfig(HeadConfig):
 class CategoricalHead(Head):
     """The head of VAR and of every model with discrete tokens."""
 
+    config: CategoricalHeadConfig
     options: ClassVar[tuple[str, ...]] = ("temperature", "top_k", "top_p")
     measure = "probability"
 

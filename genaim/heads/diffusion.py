@@ -144,6 +144,7 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 class DiffusionHead(Head):
     """Denoises tokens; it has no exact density."""
 
+    config: DiffusionHeadConfig
     options: ClassVar[tuple[str, ...]] = ("temperature", "diffusion_steps", "scheduler")
 
     def __init__(self, config: DiffusionHeadConfig) -> None:
@@ -238,7 +239,8 @@ class DiffusionHead(Head):
             if self.config.objective == "flow":
                 if scheduler is not None:
                     raise ValueError(
-                        f"scheduler is for heads of objective 'epsilon'; this one is 'flow': take '{OWN}' or none."
+                        f"scheduler '{scheduler}' is for models that predict noise, and this one predicts a flow; take "
+                        f"'{OWN}', or leave the scheduler out."
                     )
                 return heun(predict, x * options.temperature, steps)
             check_steps(steps)

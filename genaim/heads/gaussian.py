@@ -34,6 +34,7 @@ class GaussianHeadConfig(ContinuousHeadConfig):
 class GaussianHead(Head):
     """A mean, and a scale where it is learned, for every channel of a token."""
 
+    config: GaussianHeadConfig
     options: ClassVar[tuple[str, ...]] = ("temperature",)
     measure = "density"
 

@@ -80,6 +80,7 @@ class Mixture(NamedTuple):
 class MixtureHead(Head):
     """A mixture of Gaussians or discretised logistics over the channels of a token."""
 
+    config: MixtureHeadConfig
     options: ClassVar[tuple[str, ...]] = ("temperature",)
 
     def __init__(self, config: MixtureHeadConfig) -> None:

@@ -20,7 +20,7 @@ NUM_TIMESTEPS = 1000
 def check_steps(num_steps: int) -> None:
     """Raises ValueError unless the timesteps can be covered in so many steps; a single one returns the noise."""
     if not 2 <= num_steps <= NUM_TIMESTEPS:
-        raise ValueError(f"diffusion_steps of noise prediction must be in 2 to {NUM_TIMESTEPS}, not {num_steps}.")
+        raise ValueError(f"diffusion steps of noise prediction must be 2 to {NUM_TIMESTEPS}, not {num_steps}.")
 
 
 class Diffusion:

@@ -131,7 +131,8 @@ class VAR(GenerativeModel):
         super().__init__()
         if not isinstance(tokenizer, MultiScaleVQ):
             raise ValueError(
-                f"VAR needs the tokenizer 'multiscale_vq', not {type(tokenizer).__name__}; use the model causal or mar."
+                f"the model 'var' needs a tokenizer of kind 'multiscale_vq', not '{tokenizer.config.kind}'; use one, "
+                "or the model 'causal' or 'mar'."
             )
         self.config, self.tokenizer = config, tokenizer
         self.freeze_tokenizer()

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from apps.errors import guarded
+from genaim.pretrained import save_model
+from tests.tiny import make_latents, make_model
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -125,6 +128,43 @@ def test_wrong_sampling_options(genaim, model, options, fragments):
 )
 def test_an_unconditional_model_takes_no_classes(genaim, unconditional, options, fragments):
     refused(genaim("sample", "--model", unconditional, *options), *fragments)
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "arguments", "fragment"),
+    [
+        (
+            "mar",
+            "diffusion",
+            ["sample", "--top-k", "5"],
+            "takes no top-k; leave it out. It takes temperature, diffusion-",
+        ),
+        ("mar", "flow", ["sample", "--scheduler", "ddim"], "scheduler 'ddim' is for models that predict noise"),
+        ("mar", "diffusion", ["sample", "--diffusion-steps", "1"], "diffusion steps of noise prediction must be 2 to"),
+        (
+            "causal",
+            "mixture",
+            ["sample", "--steps", "4"],
+            "4 steps are asked for, but the order 'raster' always takes 16",
+        ),
+        ("causal", "mixture", ["sample", "--top-p", "0.5"], "a model with the head 'mixture' takes no top-p"),
+        ("causal", "mixture", ["upscale", "picture.png"], "the model cannot enlarge pictures: it has no scales"),
+        (
+            "causal",
+            "mixture",
+            ["inpaint", "picture.png", "--box", "0,0,1,1", "--guidance", "2"],
+            "guidance 2 needs a class",
+        ),
+    ],
+)
+def test_errors_named_internals(genaim, tmp_path, kind, head, arguments, fragment):
+    """Such as num_steps and ScaleOrder, where people give --steps and know kinds of models, heads and orders."""
+    save_model(tmp_path / "model", make_model(kind, make_latents(), head))
+    Image.new("RGB", (8, 8)).save("picture.png")
+    done = genaim(*arguments, "--model", tmp_path / "model")
+    error = done.err.splitlines()[-1]
+    assert done.code == 2 and fragment in error
+    assert not re.search(r"\b[a-z]+_[a-z]+\b|[a-z](Order|Head|Generator)\b", error.replace("model.low_res", "")), error
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

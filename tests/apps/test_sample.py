@@ -260,8 +260,11 @@ def test_a_default_scheduler_can_be_switched_back(genaim, tmp_path):
 def test_steps_that_a_model_cannot_take_are_refused(genaim, model):
     for option, message in (
         (("--steps", 0), "--steps is 0; it must be 1 or more"),
-        (("--steps", 7), "ScaleOrder always takes 3"),
-        (("--scheduler", "ddim"), "scheduler is not an option of CategoricalHead"),
+        (("--steps", 7), "7 steps are asked for, but the order 'scales' always takes 3"),
+        (
+            ("--scheduler", "ddim"),
+            "head 'categorical' takes no scheduler; leave it out. It takes temperature, top-k, top-p.",
+        ),
         (("--diffusion-steps", 0), "--diffusion-steps is 0; it must be 1 to 1000"),
     ):
         done = genaim("sample", "--model", model, *option)

@@ -151,7 +151,7 @@ def test_codes_need_the_categorical_head(kind: str) -> None:
 
 
 def test_an_option_that_the_head_lacks_is_refused() -> None:
-    with pytest.raises(ValueError, match="top_k is not an option of MixtureHead"):
+    with pytest.raises(ValueError, match="the head 'mixture' takes no top-k; leave it out"):
         mixture(LATENTS).sample(features(1).double(), SamplingOptions(top_k=3), noise=noise(1))
 
 

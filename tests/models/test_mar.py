@@ -70,7 +70,7 @@ def test_any_number_of_steps(num_steps: int) -> None:
 
 
 def test_no_number_of_steps_is_refused() -> None:
-    with pytest.raises(ValueError, match="num_steps must be 1 or more, not 0"):
+    with pytest.raises(ValueError, match="0 steps are asked for; ask for 1 or more"):
         generate(make().float(), torch.tensor([0, 1]), num_steps=0)
 
 

@@ -74,7 +74,7 @@ def test_requests_do_not_share_state() -> None:
 
 
 def test_a_fixed_order_refuses_a_number_of_steps() -> None:
-    with pytest.raises(ValueError, match="num_steps is 9, but ScaleOrder always takes 3"):
+    with pytest.raises(ValueError, match="9 steps are asked for, but the order 'scales' always takes 3"):
         decode(make_var(), torch.tensor([0]), noise=NoiseSource(0, torch.arange(1)), num_steps=9)
 
 

@@ -119,7 +119,7 @@ def test_a_grid_is_needed(kind: str) -> None:
 
 
 def test_scales_need_a_multi_scale_tokenizer() -> None:
-    with pytest.raises(ValueError, match="VAR needs the tokenizer 'multiscale_vq'"):
+    with pytest.raises(ValueError, match="the model 'var' needs a tokenizer of kind 'multiscale_vq', not 'kl'"):
         VAR(VARConfig(depth=2, width=32, num_heads=4), make_latents())
 
 

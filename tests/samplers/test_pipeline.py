@@ -185,7 +185,7 @@ def test_a_callback_can_stop_but_not_replace_tokens(pipe: GenAIMPipeline) -> Non
 
 
 def test_options_that_a_model_lacks_are_refused(pipe: GenAIMPipeline) -> None:
-    with pytest.raises(ValueError, match="num_steps is 9, but ScaleOrder always takes 3"):
+    with pytest.raises(ValueError, match="9 steps are asked for, but the order 'scales' always takes 3"):
         pipe(num_inference_steps=9)
     assert same(pipe(num_inference_steps=3, seed=0), pipe(seed=0))
     with pytest.raises(ValueError, match="is a tokenizer, not a generator"):

@@ -156,7 +156,7 @@ def test_the_prefix_decides() -> None:
 
 def test_models_that_cannot_are_told_who_can() -> None:
     model = make_model("mar", SINGLE_GRID["latents"](), "flow")
-    with pytest.raises(ValueError, match=r"MAR without low_res cannot enlarge.*emoji-var, mnist-var") as raised:
+    with pytest.raises(ValueError, match=r"the model cannot enlarge pictures.*emoji-var, mnist-var") as raised:
         super_resolve(model, picture(4, 4))
     assert "\n" not in str(raised.value)
     assert set(enlargers()) <= bundled().keys() and {"emoji-var", "mnist-var"} <= set(enlargers())
@@ -181,7 +181,7 @@ def test_factors() -> None:
         (picture(4, 4), {"overlap": 4}, "overlap must be 0 or more and less than the tile's 4 pixels, not 4"),
         (Image.new("RGB", (20_000, 20_000)), {}, "the result would have 40000x40000 pixels, more than 16,777,216"),
         (Image.new("I;16", (4, 4)), {}, "more than 8 bits a channel"),
-        (picture(4, 4), {"num_steps": 2}, "num_steps is 2"),
+        (picture(4, 4), {"num_steps": 2}, "2 steps are asked for"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(image: Image.Image, options: dict[str, int], message: str) -> None:
