@@ -10,6 +10,7 @@ from genaim.core.noise import Noise
 from genaim.core.order import Step
 from genaim.heads import SamplingOptions
 from genaim.models import GenerativeModel, Given
+from genaim.models.base import gather
 from samplers.guidance import SCHEDULES
 
 StepCallback = Callable[[Step, Tensor], None]
@@ -61,6 +62,9 @@ def decode(
     known = nothing if given is None else model.context(given.known)
     for step in model.order.steps(known, num_steps, noise):
         features, uncond = model.predict(state, step.positions)
+        fixed = given_whole(given, step.positions)
+        if fixed is not None:  # nothing to draw, but the draw counts: rows do not depend on each other
+            features, uncond = features[:, :0], None
         tokens = model.head.sample(
             features,
             options,
@@ -68,8 +72,15 @@ def decode(
             guidance_scale=schedule(guidance_scale, step),
             noise=noise,
         )
-        tokens = model.keep_known(state, step.positions, tokens)
+        tokens = model.keep_known(state, step.positions, tokens if fixed is None else fixed)
         model.commit(state, step.positions, tokens)
         if on_step is not None:
             on_step(step, state.tokens)
     return state.tokens
+
+
+def given_whole(given: Given | None, positions: Tensor) -> Tensor | None:
+    """The tokens of a step, (B, n) or (B, n, C), if all are given, as those of coarse scales may be; else None."""
+    if given is None or not gather(given.known, positions).all():
+        return None
+    return gather(given.tokens, positions)

@@ -66,7 +66,7 @@ class NoiseSource:
         count = torch.arange(1, math.prod(shape) + 1, device=key.device)
         bits = _mix(key[:, None] + count * _GAMMA)
         # 23 bits and a half: exact in float32 and never 0 or 1, so logarithms are finite.
-        return ((_shift(bits, 41).double() + 0.5) * 2.0**-23).view(-1, *shape)
+        return ((_shift(bits, 41).double() + 0.5) * 2.0**-23).view(len(key), *shape)
 
 
 def gumbel(uniform: Tensor) -> Tensor:

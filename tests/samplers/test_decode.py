@@ -6,6 +6,7 @@ import torch
 from genaim.core.noise import NoiseSource
 from genaim.core.order import Step
 from genaim.heads import SamplingOptions
+from genaim.models import Given
 from samplers.decode import decode
 from samplers.guidance import SCHEDULES
 from tests.tiny import make_var
@@ -71,6 +72,27 @@ def test_requests_do_not_share_state() -> None:
     )
     assert outer.equal(alone)
     assert inner[0].equal(alone)
+
+
+def test_given_scales_were_drawn_and_thrown_away() -> None:
+    """The draws of one row stay those that it has beside a row of which nothing is given."""
+    drawn: list[int] = []
+
+    class Counted(NoiseSource):
+        def uniform(self, *shape: int) -> torch.Tensor:
+            drawn.append(shape[0])
+            return super().uniform(*shape)
+
+    model, labels = make_var(), torch.tensor([0, 3])
+    tokens = torch.randint(0, 32, (2, model.order.num_tokens))
+    known = (model.order.step_ids() < 2) & torch.tensor([[True], [False]])
+    both = decode(model, labels, noise=Counted(0, torch.arange(2)), given=Given(tokens, known), guidance_scale=2.0)
+    assert drawn == [1, 4, 16]
+    drawn.clear()
+    given = Given(tokens[:1], known[:1])
+    alone = decode(model, labels[:1], noise=Counted(0, torch.arange(1)), given=given, guidance_scale=2.0)
+    assert drawn == [0, 0, 16]
+    assert alone.equal(both[:1]) and alone[0, :5].equal(tokens[0, :5]) and not both[1, :5].equal(tokens[1, :5])
 
 
 def test_a_fixed_order_refuses_a_number_of_steps() -> None:
