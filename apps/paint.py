@@ -27,7 +27,7 @@ from genaim.tokenizers import fingerprint
 from samplers.canvas import check_depth, editable, to_pixels
 from samplers.decode import StepCallback
 from samplers.generate import Sampling
-from samplers.inpaint import Mask, edit, extend, guidance_of, inpaint, outpaint, to_hidden
+from samplers.inpaint import Mask, count_pieces, edit, extend, guidance_of, inpaint, outpaint, to_hidden
 from samplers.labels import class_numbers
 from samplers.super_resolve import check_factor, super_resolve
 
@@ -101,9 +101,11 @@ def run(
     try:
         if request.task == "upscale":
             return upscale(request, model, image, label, count, sampling, progress)
-        sampling["on_step"] = count_steps(progress, 1 if request.task == "outpaint" else batches)
         if request.task == "outpaint":
+            pieces = count_pieces(image.size, list(request.sides.values()), model.tokenizer.image_size)
+            sampling["on_step"] = count_steps(progress, count * pieces)
             return outpaint(model, image, label, n=count, **request.sides, **sampling)
+        sampling["on_step"] = count_steps(progress, batches)
         if request.task == "edit":
             assert label is not None
             return edit(model, image, label, mask, strength=request.strength, n=count, **sampling)
@@ -148,17 +150,18 @@ def upscale(
     return results
 
 
-def count_steps(progress: Progress, batches: int) -> StepCallback:
-    """Shows the steps of so many batches as one bar; further batches begin another."""
-    done = 0
+def count_steps(progress: Progress, parts: int) -> StepCallback:
+    """Shows the steps of so many parts, batches or pieces, as one bar; each has as many as the first, on the bar."""
+    part, size = -1, 0
 
     def on_step(step: Step, tokens: torch.Tensor) -> None:
-        nonlocal done
-        if done % (batches * step.total) == 0:
-            progress.start("painting", 0, batches * step.total)
-            done = 0
-        done += 1
-        progress.advance(done, {})
+        nonlocal part, size
+        if step.number == 0:
+            part += 1
+        if size == 0:
+            size = step.total
+            progress.start("painting", 0, parts * size)
+        progress.advance(part * size + round(size * (step.number + 1) / step.total), {})
 
     return on_step
 

@@ -8,8 +8,9 @@ What a model makes of known tokens is its own: masked models and causal models t
 first step, scales and plain raster models in their turn (`GenerativeModel.context`).
 """
 
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Unpack
 
 import numpy as np
@@ -225,21 +226,51 @@ def outpaint(
     if n < 1:
         raise ValueError(f"n must be 1 or more results, not {n}.")
     image = editable(image)
-    results, piece, field = [image] * n, 0, model.tokenizer.image_size
-    while max(sides):
-        width, height = results[0].size
-        large = max(width, height) > WHOLE_UP_TO * field
-        added = [min(side, field // 2 if large else max(1, min(width, height) // 4)) for side in sides]
-        size = field // 2 if large else max(width + added[0] + added[2], height + added[1] + added[3])
+    results, piece = [image] * n, 0
+    for added, side in stages(image.size, sides, model.tokenizer.image_size):
         larger, new = extend(results[0], *added)
         results = [larger, *(extend(result, *added)[0] for result in results[1:])]
-        for mask, unseen in pieces(new, size):
+        for mask, unseen in pieces(new, side):
             for index, before in enumerate(results):
                 first = index + (piece << 20)  # every piece has noise of its own
                 results[index] = inpaint(model, before, mask, label, first_index=first, unseen=unseen, **sampling)[0]
             piece += 1
-        sides = [side - new for side, new in zip(sides, added, strict=True)]
     return results
+
+
+def stages(size: tuple[int, int], sides: Sequence[int], field: int) -> Iterator[tuple[list[int], int]]:
+    """The steps of an outpainting.
+
+    Args:
+        size: Width and height of the picture.
+        sides: Pixels to add at the left, top, right and bottom.
+        field: Side of the model's images.
+
+    Yields:
+        Pixels that a step adds to each side, and the side of the pieces that it paints.
+    """
+    (width, height), left = size, list(sides)
+    while max(left):
+        large = max(width, height) > WHOLE_UP_TO * field
+        added = [min(side, field // 2 if large else max(1, min(width, height) // 4)) for side in left]
+        width, height = width + added[0] + added[2], height + added[1] + added[3]
+        left = [side - new for side, new in zip(left, added, strict=True)]
+        yield added, field // 2 if large else max(width, height)
+
+
+def count_pieces(size: tuple[int, int], sides: Sequence[int], field: int) -> int:
+    """Number of pieces that an outpainting paints for each result; arguments as of `stages`."""
+
+    def old(start: int, end: int, length: int, side: int) -> int:
+        """Squares along an axis that lie within [start, end)."""
+        return sum(start <= x and min(x + side, length) <= end for x in range(0, length, side))
+
+    (width, height), total = size, 0
+    for (left, top, right, bottom), side in stages(size, sides, field):
+        columns, rows = (left, left + width, left + width + right), (top, top + height, top + height + bottom)
+        width, height = columns[-1], rows[-1]
+        total += math.ceil(width / side) * math.ceil(height / side) - old(*columns, side) * old(*rows, side)
+    return total
 
 
 def pieces(new: np.ndarray, side: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

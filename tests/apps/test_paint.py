@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from apps.folders import read_record
+from genaim.pretrained import save_model
+from tests.tiny import make_latents, make_model
 
 
 @pytest.fixture
@@ -179,6 +181,20 @@ def test_upscaling_shows_one_bar_for_all_tiles(genaim, model):
     lines = [line for line in done.err.splitlines() if line.startswith("enlarging tiles")]
     totals = {line.split()[2].split("/")[1] for line in lines}
     assert len(totals) == 1 and lines[-1].split()[2] == f"{max(totals)}/{max(totals)}"
+
+
+@pytest.mark.parametrize("kind", ["var", "causal"])
+def test_outpainting_showed_a_bar_for_every_piece(genaim, model, tmp_path, kind):
+    if kind == "causal":  # whose steps differ between pieces
+        save_model(tmp_path / "causal", make_model("causal", make_latents(), "mixture"))
+        model = tmp_path / "causal"
+    Image.new("RGB", (40, 20)).save("wide.png")
+    done = genaim("outpaint", "wide.png", "--left", 5, "--bottom", 3, "--model", model, "-n", 2)
+    assert done.code == 0, done.err
+    lines = [line.split()[1] for line in done.err.splitlines() if line.startswith("painting")]
+    assert len({line.split("/")[1] for line in lines}) == 1
+    done, total = map(int, lines[-1].split("/"))
+    assert done == total > 30 and lines.count(lines[-1]) == 1
 
 
 def test_a_picture_that_no_result_reduces_to_is_told(genaim, model):

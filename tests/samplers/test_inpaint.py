@@ -12,7 +12,7 @@ from genaim.core.noise import NoiseSource
 from genaim.core.order import ORDERS
 from genaim.models import GenerativeModel
 from samplers.canvas import Window
-from samplers.inpaint import complete, edit, extend, inpaint, outpaint, pieces
+from samplers.inpaint import complete, count_pieces, edit, extend, inpaint, outpaint, pieces, stages
 from tests.tiny import SINGLE_GRID, make_model, make_var
 
 MODELS = {
@@ -135,6 +135,19 @@ def test_pieces_cover_what_is_new_once() -> None:
     assert (sum(mask.astype(int) for mask in masks) == new).all()
     for number, left in enumerate(rest):
         assert (left == new & ~np.logical_or.reduce(masks[: number + 1])).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "sides"),
+    [((8, 8), (5, 0, 5, 0)), ((40, 36), (7, 0, 0, 0)), ((33, 9), (3, 4, 0, 11)), ((1, 1), (0, 0, 0, 9))],
+)
+def test_pieces_are_counted_beforehand(size: tuple[int, int], sides: tuple[int, int, int, int]) -> None:
+    image, painted = picture(*size), 0
+    for added, side in stages(size, sides, 8):
+        image, new = extend(image, *added)
+        painted += len(list(pieces(new, side)))
+    assert image.size == (size[0] + sides[0] + sides[2], size[1] + sides[1] + sides[3])
+    assert count_pieces(size, sides, 8) == painted
 
 
 def test_a_plain_raster_model_says_what_it_sees() -> None:
