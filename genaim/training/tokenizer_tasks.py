@@ -148,9 +148,11 @@ class VQTask(TokenizerTask[MultiScaleVQ]):
         # A small validation set cannot use more codes than it has tokens.
         reachable = min(self.model.codebook_size, int(codes.sum()))
         if figures["perplexity_all"] < self.collapse_below * reachable:
+            revives = self.model.codebook.config.revive_below > 0
+            advice = "" if revives else "set tokenizer.codebook.revive_below=0.05, or "
             warnings.append(
                 f"the codebook has collapsed: perplexity {figures['perplexity_all']:.1f} of {self.model.codebook_size} "
-                "codes. Set tokenizer.codebook.revive_below=0.05, or lower optimizer.lr."
+                f"codes; {advice}lower optimizer.lr."
             )
         return figures, warnings
 

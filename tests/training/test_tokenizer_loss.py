@@ -16,6 +16,7 @@ from genaim.training.tokenizer_loss import (
     load_perceptual,
 )
 from genaim.training.tokenizer_tasks import VQTask, perplexity
+from tests.tiny import merge
 from tests.training.runs import TOKENIZER, make_images, recipe, start
 
 
@@ -94,6 +95,16 @@ def test_a_collapsed_codebook_warns() -> None:
     assert figures["usage_scale_2"] == pytest.approx(1 / 16)
     assert len(warnings) == 1
     assert "the codebook has collapsed: perplexity 1.0 of 16 codes" in warnings[0]
+    assert "set tokenizer.codebook.revive_below=0.05, or lower optimizer.lr" in warnings[0]
     figures, warnings = task.summarize({"codes": (torch.full((3, 16), 10.0), one), "loss": (one, one)})
     assert figures["perplexity_all"] == pytest.approx(16)
     assert not warnings
+
+
+def test_a_collapsed_codebook_advised_what_is_set() -> None:
+    revived = merge(TOKENIZER, {"codebook": {"revive_below": 0.05}})
+    task = VQTask(MultiScaleVQ(MultiScaleVQConfig.model_validate(revived)), TokenizerLossConfig())
+    codes = torch.zeros(3, 16)
+    codes[:, 5] = 100
+    _, (warning,) = task.summarize({"codes": (codes, torch.ones(()))})
+    assert "revive_below" not in warning and warning.endswith("; lower optimizer.lr.")
