@@ -2,10 +2,11 @@
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from apps.errors import Stopped
 from apps.progress import make_progress
-from genaim.config import find_recipe, load_config
+from genaim.config import find_recipe, load_config, recipes
 from genaim.core.hardware import pick_device, pick_dtype
 from genaim.pretrained import from_pretrained, load_tokenizer, save_model
 from genaim.training.config import GeneratorRunConfig, parse_run
@@ -44,8 +45,21 @@ def train(recipe: str, overrides: Sequence[str]) -> None:
     finally:
         progress.stop()
     progress.say(f"trained: {folder}")
+    if config.kind == "tokenizer":
+        words = [recipe_over(config.name), f"tokenizer={folder}"]
+        progress.say(f"train a generator over it with: {shlex.join(['genaim', 'train', *words])}")
     if isinstance(config, GeneratorRunConfig):
         command = "sample" if config.model.low_res is None else "upscale IMAGE"
         progress.say(f"look at it with: genaim {command} --model {shlex.quote(str(folder))}")
     if config.kind == "encoder":
         progress.say(f"use it with: genaim.pretrained.load_encoder({str(folder)!r}).features(images)")
+
+
+def recipe_over(run: str) -> str:
+    """The recipe of a generator over the tokenizer that a run of this name trains, RECIPE if there is none.
+
+    Of several it is the one with the shortest name.
+    """
+    tokenizers = {name: load_config(path, expand=False).get("tokenizer") for name, path in recipes().items()}
+    fitting = [name for name, found in tokenizers.items() if isinstance(found, str) and Path(found).name == run]
+    return min(fitting, key=len, default="RECIPE")

@@ -22,7 +22,8 @@ def test_images_to_tokenizer_to_generator_to_pictures(genaim, recipe, tmp_path):
     assert done.code == 0, done.err
     assert "squares-vq: training a tokenizer, 6 steps of 4 images, on cpu in float32" in done.out
     assert "squares-vq 6/6  loss " in done.out
-    assert done.out.splitlines()[-1] == "trained: runs/squares-vq"
+    next_step = "train a generator over it with: genaim train RECIPE tokenizer=runs/squares-vq"
+    assert done.out.splitlines()[-2:] == ["trained: runs/squares-vq", next_step]
     text = recipe.read_text().replace("squares-vq", "squares-var").replace("kind: tokenizer", "kind: generator")
     lines = [line for line in text.splitlines() if not line.startswith("tokenizer:")]
     generator = tmp_path / "squares-var.yaml"
@@ -36,6 +37,13 @@ def test_images_to_tokenizer_to_generator_to_pictures(genaim, recipe, tmp_path):
     shown = genaim("info", "runs/squares-var").out
     assert "2: 0 blue, 1 red" in shown
     assert "8x8, 21 tokens each" in shown
+
+
+def test_a_finished_tokenizer_named_no_next_step(genaim, recipe, tmp_path):
+    done = genaim("train", recipe, "name=emoji-vq", "steps=1", f"folder={tmp_path / 'my runs'}")
+    assert done.code == 0, done.err
+    command = f"genaim train emoji-var 'tokenizer={tmp_path}/my runs/emoji-vq'"
+    assert done.out.splitlines()[-1] == f"train a generator over it with: {command}"
 
 
 def test_images_to_encoder_to_features(genaim, recipe, tmp_path):
