@@ -321,7 +321,9 @@ def demo(
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Address to listen at; 0.0.0.0 lets other machines in.")
     ] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="Port to listen at. Default: a free one from 7860 on.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen at. Default: a free one from 7860 on.", min=1, max=65535)
+    ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Open the web demo: generate, inpaint, outpaint and enlarge pictures in a browser."""
@@ -329,11 +331,13 @@ def demo(
 
     if find_spec("gradio") is None:
         raise ValueError("the web demo needs Gradio, which is not installed; run: pip install 'genaim[demo]'")
+    from apps.request import check_address
     from genaim.pretrained.names import locate
 
     for name in model or ():
-        locate(name, "generator")  # before torch is imported
-    from apps.demo import serve
+        locate(name, "generator")
+    check_address(host, port)
+    from apps.demo import serve  # imports torch, after all that is refused without it
 
     serve(model or (), host, port, device)
 

@@ -38,7 +38,7 @@ def serve(names: Sequence[str] = (), host: str = "127.0.0.1", port: int | None =
 
     Raises:
         ValueError: If a model cannot be found, or the device is not there.
-        OSError: If the port is taken.
+        OSError: If the port is in use, or all of those from 7860 on are.
     """
     models = Models(list(names) or offered_generators(), pick_device(device))
     with tempfile.TemporaryDirectory(prefix="genaim-demo-") as folder:

@@ -188,6 +188,29 @@ def parse_box(box: str) -> tuple[int, int, int, int]:
     return x, y, width, height
 
 
+def check_address(host: str, port: int | None) -> None:
+    """Makes sure that a server can listen; without a port, that it can at some.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    import errno
+    import socket
+
+    try:
+        family = socket.getaddrinfo(host, port)[0][0]
+        socket.create_server((host, port or 0), family=family).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(
+                f"port {port} is in use at {host}; choose another --port, or leave it out to take the next free one."
+            ) from None
+        where = host if port is None else f"{host}, port {port}"
+        raise ValueError(
+            f"no server can listen at {where} ({error.strerror}); choose another --host or --port."
+        ) from None
+
+
 def resolve(
     request: SampleRequest, config: "GeneratorConfig", weights: str, device: "torch.device", dtype: "torch.dtype"
 ) -> Settings:

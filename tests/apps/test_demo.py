@@ -3,6 +3,7 @@
 import inspect
 import io
 import json
+import os
 import resource
 import sys
 import threading
@@ -79,6 +80,12 @@ def opened(page: Any, gallery: list[dict[str, Any]]) -> list[np.ndarray]:
     answers = [fetch(page, entry["image"]["url"].removeprefix(page.local_url)) for entry in gallery]
     assert all(status == 200 for status, _ in answers)
     return [np.asarray(Image.open(io.BytesIO(body))) for _, body in answers]
+
+
+def test_a_second_demo_takes_the_next_free_port(page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ["GRADIO_TEMP_DIR"])  # is put back afterwards
+    with served([MODEL], tmp_path / "second") as second:
+        assert second.server_port > page.server_port >= 7860
 
 
 def test_endpoints_are_named_and_documented(client: Client) -> None:

@@ -1,6 +1,7 @@
 """What the web demo computes: requests that do not disturb each other, and what it refuses."""
 
 import io
+import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -264,6 +265,16 @@ def test_without_gradio_the_command_says_what_to_install(genaim: Genaim, monkeyp
     outcome = genaim("demo")
     assert outcome.code == 2
     assert outcome.err == "error: the web demo needs Gradio, which is not installed; run: pip install 'genaim[demo]'\n"
+
+
+def test_a_port_in_use_was_an_error_of_gradio(genaim: Genaim) -> None:
+    pytest.importorskip("gradio", reason="the web demo needs the extra 'demo'")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = genaim("demo", "--port", port)
+    assert done.code == 2
+    assert f"error: port {port} is in use at 127.0.0.1; choose another --port" in done.err
+    assert done.err.count("\n") == 1
 
 
 def test_the_guidance_slider_means_nothing_without_a_class(jobs: Jobs, model: Path) -> None:

@@ -94,6 +94,8 @@ def test_wrong_options_waited_for_torch(tmp_path):
         ["train", "emoji-vp"],
         ["convert", "var", "missing.pth", "out"],
         ["demo", "--model", "emoji-vq"],
+        ["demo", "--host", "192.0.2.1"],
+        ["demo", "--port", "70000"],
     ]
     code = (
         "import json, sys\nfrom apps.cli import main\n"
