@@ -14,7 +14,7 @@ import gradio as gr
 
 from apps.demo_jobs import WORKERS, Jobs
 from apps.demo_models import Models, offered_generators
-from apps.demo_parts import CSS, QUIET, THEME, readable_errors
+from apps.demo_parts import CSS, QUIET, THEME, Page, readable_errors
 from apps.demo_tabs import Tab, generate_tab, inpaint_tab, outpaint_tab, upscale_tab
 from apps.demo_uploads import MAX_BYTES
 from genaim.core.hardware import pick_device
@@ -92,7 +92,7 @@ def start(models: Models, folder: str, host: str = "127.0.0.1", port: int | None
 def make_page(models: Models, jobs: Jobs) -> gr.Blocks:
     """The page, with the tabs that the models can serve."""
     sends = [*["Inpaint", "Outpaint"] * bool(models.painters), *["Upscale"] * bool(models.enlargers)]
-    with gr.Blocks(
+    with Page(
         title="genaim", analytics_enabled=False, fill_width=True, delete_cache=(LOOK_SECONDS, KEEP_SECONDS)
     ) as page:
         gr.Markdown(INTRODUCTION)

@@ -51,9 +51,13 @@ footer .divider {display: none !important}
 """
 
 
+class Bug(gr.Error):
+    """An error that is not the reader's: Gradio prints where it comes from."""
+
+
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Shows errors that tell of the input in the page, in one line; bugs go to the terminal."""
+    """Shows errors in the page, in one line; of bugs the terminal tells more, of bad input nothing."""
     try:
         yield
     except gr.Error:
@@ -61,10 +65,26 @@ def readable_errors() -> Iterator[None]:
     except Cancelled:
         raise gr.Error("The demo is being closed.", print_exception=False) from None
     except Exception as error:
-        if not is_bad_input(error):
-            raise
         text = one_line(error)
+        if not is_bad_input(error):
+            raise Bug(f"internal error, {type(error).__name__}: {text}; the demo's terminal shows where.") from error
         raise gr.Error(text[:1].upper() + text[1:], print_exception=False) from None
+
+
+class Page(gr.Blocks):
+    """A page whose components refuse what does not fit them without a word in the terminal."""
+
+    async def preprocess_data(self, *arguments: Any, **options: Any) -> list[Any]:
+        """The values of an event's inputs, as its function takes them."""
+        try:
+            values: list[Any] = await super().preprocess_data(*arguments, **options)
+        except Bug:
+            raise
+        except gr.Error as error:
+            raise gr.Error(error.message, print_exception=False) from None
+        except Exception as error:  # of Gradio's components, which raise many types
+            raise gr.Error(f"The request cannot be read: {one_line(error)[:300]}", print_exception=False) from None
+        return values
 
 
 class _Quiet(type(gr.Image)):  # type: ignore[misc]
@@ -194,15 +214,16 @@ class Settings:
 
 
 def make_ask(
-    model: str,
-    class_name: str | None,
+    model: Any,
+    class_name: Any,
     seed: float | None,
     guidance: float | None,
     temperature: float | None,
     count: float | None,
 ) -> Ask:
-    """A request from the values of the controls."""
-    return Ask(model, class_name, int(seed or 0), guidance, temperature, int(count or 1))
+    """A request from the values of the controls, of which those of a list may be of any type."""
+    name = None if class_name is None else str(class_name)
+    return Ask(str(model), name, int(seed or 0), guidance, temperature, int(count or 1))
 
 
 def make_settings(models: Models, names: list[str], count: int, any_class: str) -> Settings:

@@ -59,7 +59,7 @@ def generate_tab(models: Models, jobs: Jobs, sends: list[str]) -> Tab:
         seed is always the same picture.
         """
         ask = make_ask(model, class_name, seed, guidance, temperature, count)
-        yield from told(lambda: jobs.generate(ask), results, f"{name_of(model)}-seed{ask.seed}")
+        yield from told(lambda: jobs.generate(ask), results, f"{name_of(ask.model)}-seed{ask.seed}")
 
     connect(run, cancel, generate, settings.inputs, results)
     return Tab("Generate", settings, results)
@@ -100,7 +100,7 @@ def inpaint_tab(models: Models, jobs: Jobs, sends: list[str]) -> Tab:
         yield from told(
             lambda: jobs.inpaint(ask, *whole_painting(picture, strength), strength),
             results,
-            f"inpainted-{name_of(model)}-seed{ask.seed}",
+            f"inpainted-{name_of(ask.model)}-seed{ask.seed}",
         )
 
     connect(run, cancel, inpaint, [painting, *settings.inputs, strength], results)
@@ -144,7 +144,9 @@ def outpaint_tab(models: Models, jobs: Jobs, sends: list[str]) -> Tab:
         ask = make_ask(model, class_name, seed, guidance, temperature, count)
         added = Sides(*(int(side or 0) for side in (left, top, right, bottom)))
         yield from told(
-            lambda: jobs.outpaint(ask, given(picture), added), results, f"outpainted-{name_of(model)}-seed{ask.seed}"
+            lambda: jobs.outpaint(ask, given(picture), added),
+            results,
+            f"outpainted-{name_of(ask.model)}-seed{ask.seed}",
         )
 
     connect(run, cancel, outpaint, [source, *sides, *settings.inputs], results)
@@ -188,7 +190,7 @@ def upscale_tab(models: Models, jobs: Jobs, sends: list[str]) -> Tab:
         yield from told(
             lambda: jobs.upscale(ask, given(picture), int(factor) if factor else None, consistent),
             results,
-            f"upscaled-{name_of(model)}-seed{ask.seed}",
+            f"upscaled-{name_of(ask.model)}-seed{ask.seed}",
         )
 
     connect(run, cancel, upscale, [source, factor, consistent, *settings.inputs], results)

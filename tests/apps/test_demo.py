@@ -232,6 +232,52 @@ def test_bad_pictures_are_refused_in_a_line(client: Client, tmp_path: Path) -> N
     assert len(client.predict(picture=whole, model=MODEL, count=1, api_name="/inpaint")[0]) == 1
 
 
+def test_bad_input_left_tracebacks_in_the_terminal(
+    client: Client, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    Image.new("L", (28, 20), 7).save(tmp_path / "grey.png")
+    (tmp_path / "text.png").write_text("no picture")
+    grey, text = handle_file(tmp_path / "grey.png"), handle_file(tmp_path / "text.png")
+    capfd.readouterr()
+    for name, arguments, message in (
+        ("generate", {"model": "emoji"}, "emoji is not in the list of choices"),
+        ("generate", {"model": None}, "Model 'None' is not served here"),
+        ("generate", {"count": 99}, "Value 99 is greater than maximum value 16"),
+        ("generate", {"guidance": "much"}, "The request cannot be read"),
+        ("generate", {"seed": "abc"}, "The request cannot be read"),
+        ("generate", {"class_name": ["7"]}, "Unknown class"),
+        ("outpaint", {"picture": grey, "left": -3}, "Value -3 is less than minimum value 0"),
+        ("outpaint", {"picture": text}, "The file is no picture"),
+        ("outpaint", {"picture": 5}, "The request cannot be read"),
+        ("upscale", {"picture": grey, "factor": 3}, "Factor 3 does not divide"),
+        ("inpaint", {"picture": {"background": grey, "layers": 5}}, "The request cannot be read"),
+    ):
+        with pytest.raises(AppError) as error:
+            client.predict(api_name=f"/{name}", **{"model": MODEL, **arguments})
+        assert message in str(error.value) and "\n" not in str(error.value)
+    time.sleep(0.2)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("place", ["job", "component"])
+def test_bugs_leave_a_traceback(
+    client: Client, page: Any, place: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise KeyError("a bug")
+
+    if place == "job":
+        monkeypatch.setattr(page.jobs, "outpaint", broken)
+    else:
+        monkeypatch.setattr("apps.demo_parts.read_picture", broken)
+    picture = handle_file(str(ROOT / "apps" / "examples" / "cat-mask.png"))
+    with pytest.raises(AppError, match="internal error, KeyError: 'a bug'"):
+        client.predict(picture=picture, model=MODEL, api_name="/outpaint")
+    time.sleep(0.2)
+    shown = capfd.readouterr().err
+    assert "Traceback" in shown and "in broken" in shown
+
+
 # Safety
 
 
