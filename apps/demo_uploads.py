@@ -48,7 +48,10 @@ def read_picture(source: bytes | Path) -> Image.Image:
         raise ValueError(f"the picture is broken: {error}.") from None
     check_depth(data)
     image = editable(image)
-    return image.convert("RGB") if image.mode == "CMYK" else image
+    if image.mode == "CMYK":
+        image = image.convert("RGB")
+        image.info.pop("icc_profile", None)  # is one of inks
+    return image
 
 
 def read_mask(source: bytes | Path) -> np.ndarray:

@@ -1,7 +1,8 @@
 """The square that a model sees of a picture of any size, and how what it paints comes back into the picture.
 
 Hidden pixels never reach a model: holes are filled from their surroundings before anything is resized or encoded.
-Outside the hole a picture stays as it is, bit for bit; the seam is closed inside the hole.
+Outside the hole a picture stays as it is, bit for bit; the seam is closed inside the hole. So its colour profile (ICC)
+stays too, and models see the values of its pixels as they are.
 """
 
 from dataclasses import dataclass

@@ -101,6 +101,9 @@ def super_resolve(
     Transparent pixels are enlarged on white, and taken off it again by the alpha, which is enlarged by bicubic and made
     consistent too.
 
+    Models see the values of pixels as they are, whatever their colour profile (ICC) says, and a result has the profile
+    of the picture. Only that of CMYK is left out, whose inks are mixed anew.
+
     Made consistent, a result, reduced by PIL's bicubic resize, is the given picture: 99.9% of the values to 1 level of
     8 bits, and all to 4. So it is with photographs, and with what PIL's bicubic filter reduced. Hard edges close to
     black or white are reductions of no image; with them a result comes about as close as least squares do, and a
@@ -155,6 +158,8 @@ def super_resolve(
     if consistent:
         enlarged = project(enlarged, pixels[None], darkest=None if alpha is None else 1 - 2 * to_share(alpha))
     result = in_mode(enlarged[0], image.mode, alpha)
+    if "icc_profile" in image.info and image.mode != "CMYK":
+        result.info["icc_profile"] = image.info["icc_profile"]
     if consistent:
         _warn_of_difference(result, image)
     return result

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
+from apps.demo_uploads import read_picture as read_upload
 from apps.folders import read_record
 from genaim.pretrained import save_model
 from tests.tiny import make_latents, make_model
@@ -158,6 +159,29 @@ def test_upscale_gives_the_picture_again_when_reduced(genaim, model):
     assert content(Path("again")) == content(folder)
     done = genaim("upscale", image, "--factor", 3, "--model", model)
     assert done.code == 2 and "factor 3 does not divide" in done.err
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+def test_upscaling_lost_the_colour_profile(genaim, model, mode):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("RGB", (9, 9), "teal").convert(mode).save("profiled.png", icc_profile=profile)
+    for task, *options in (
+        ("upscale", "--factor", 2),
+        ("inpaint", "--box", "1,1,3,3"),
+        ("outpaint", "--left", 2),
+        ("edit", "--class", 1),
+    ):
+        done = genaim(task, "profiled.png", *options, "--model", model, "-n", 1, "--out", "out")
+        assert done.code == 0, done.err
+        assert Image.open("out/00000.png").info["icc_profile"] == profile
+
+
+def test_a_profile_of_inks_is_no_profile_of_rgb(genaim, model):
+    Image.new("CMYK", (9, 9)).save("inks.tif", icc_profile=b"inks")
+    assert "icc_profile" not in read_upload(Path("inks.tif")).info
+    done = genaim("upscale", "inks.tif", "--factor", 2, "--model", model, "--out", "out")
+    assert done.code == 0, done.err
+    assert "icc_profile" not in Image.open("out/00000.tif").info
 
 
 def test_figures_are_those_of_the_results_and_not_of_the_sheet(genaim, model):
