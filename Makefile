@@ -12,7 +12,7 @@ demo: .venv/installed-demo
 	$(BIN)/genaim demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -55,8 +55,8 @@ class Protocol:
 
 
 PROTOCOLS = {
-    # guided-diffusion/evaluations: no KID; contiguous splits (of 5,000, which are these ten at 50,000 images); precision
-    # and recall from the features of FID. Its sFID is missing: torch-fidelity's Inception gives no spatial features.
+    # guided-diffusion/evaluations: no KID; contiguous splits (of 5,000, which are these ten at 50,000 images);
+    # precision and recall from the features of FID. Its sFID is missing: torch-fidelity has no spatial features.
     "adm": Protocol(kid=False, shuffle=False),
     # torch-fidelity's defaults, but for precision and recall, which come from the features of FID, not from VGG-16
     "fidelity": Protocol(),
