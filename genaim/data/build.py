@@ -5,7 +5,7 @@ from typing import Literal
 
 from genaim.data.dataset import DataConfig, ImageDataset, ImageTransform
 from genaim.data.moments import MomentsDataset, MomentsSource, MomentsTransform
-from genaim.data.sources import FolderSource, IdxSource, Source, SourceConfig, detect_format
+from genaim.data.sources import ChosenSource, FolderSource, IdxSource, Source, SourceConfig, detect_format
 from genaim.data.streams import CountedStream, HubStream, StreamDataset, TarStream
 from genaim.data.tables import TableSource
 
@@ -24,11 +24,14 @@ def open_source(config: SourceConfig) -> Source:
     kind = _checked_format(config)
     if config.num_classes is not None:
         raise ValueError(f"'{config.path}' is {kind}, whose classes are counted; remove num_classes.")
+    source: Source
     if kind == "folder":
-        return FolderSource(config)
-    if kind == "moments":
-        return MomentsSource(config)
-    return IdxSource(config) if kind == "idx" else TableSource(config, kind)
+        source = FolderSource(config)
+    elif kind == "moments":
+        source = MomentsSource(config)
+    else:
+        source = IdxSource(config) if kind == "idx" else TableSource(config, kind)
+    return source if config.num_images is None else ChosenSource(source, config.num_images, config.path)
 
 
 def open_stream(config: SourceConfig) -> TarStream | HubStream:
@@ -38,10 +41,9 @@ def open_stream(config: SourceConfig) -> TarStream | HubStream:
         ValueError: As `open_source`.
     """
     kind = _checked_format(config)
-    if config.limit is not None:
-        raise ValueError(
-            f"'{config.path}' is read as a stream, which cannot be cut at limit={config.limit}; remove it."
-        )
+    for name in ("limit", "num_images"):
+        if (number := getattr(config, name)) is not None:
+            raise ValueError(f"'{config.path}' is read as a stream, which cannot be cut at {name}={number}; remove it.")
     return TarStream(config) if kind == "tar" else HubStream(config)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from genaim.data.dataset import BadFiles, CountedDataset, DataConfig, ImageDataset, ImageTransform, Sample
 from genaim.data.loader import eval_batches
-from genaim.data.sources import FolderSource, digest
+from genaim.data.sources import ChosenSource, FolderSource, digest
 
 KEYS = ("moments", "moments_flip")
 Moments = tuple[np.ndarray, np.ndarray]
@@ -75,8 +75,9 @@ class MomentsDataset(CountedDataset):
     def expect(self, shape: tuple[int, ...]) -> None:
         """Makes every file of another shape (2 C, h, w) an unreadable one."""
         for source in self.sources:
-            assert isinstance(source, MomentsSource)
-            source.shape = shape
+            files = source.source if isinstance(source, ChosenSource) else source
+            assert isinstance(files, MomentsSource)
+            files.shape = shape
 
     def _sample(self, content: Tensor, label: int, index: int, bad: list[str]) -> Sample:
         return Sample(None, label, index, bad, tokens=content)

@@ -57,6 +57,9 @@ class SourceConfig(Config):
     """Share of the draws in a mixture, relative to the other data sets and whatever their sizes."""
     limit: int | None = Field(None, ge=1)
     """Only the first n images."""
+    num_images: int | None = Field(None, ge=1)
+    """Only so many images, spread over all (of the first `limit`) by a hash of their number; fewer are a part of more,
+    whatever the seed."""
 
 
 class Source(Protocol):
@@ -129,6 +132,38 @@ def refuse_columns(config: SourceConfig, kind: str) -> None:
     """Raises if columns are named for a format that has none."""
     if config.image_column or config.label_column:
         raise ValueError(f"'{config.path}' is {kind} and has no columns; remove image_column and label_column.")
+
+
+class ChosenSource:
+    """Some images of a counted source, spread over all of it; a smaller choice is a part of every larger one.
+
+    Image i of a source has the rank of the hash of i, and the n lowest ranks are taken, in the source's order. The
+    classes keep their numbers. The fingerprint covers the source's and n.
+    """
+
+    def __init__(self, source: Source, num_images: int, name: str) -> None:
+        """Chooses ``num_images`` of the source, which errors call ``name``.
+
+        Raises:
+            ValueError: If there are not so many.
+        """
+        if num_images > len(source):
+            raise ValueError(f"'{name}' holds {len(source)} images, fewer than num_images={num_images}; lower it.")
+        ranks = [hashlib.sha256(str(i).encode()).digest() for i in range(len(source))]
+        self.chosen = sorted(sorted(range(len(source)), key=ranks.__getitem__)[:num_images])
+        self.source, self.class_names = source, source.class_names
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def name(self, index: int) -> str:
+        return self.source.name(self.chosen[index])
+
+    def read(self, index: int) -> tuple[Any, int]:
+        return self.source.read(self.chosen[index])
+
+    def fingerprint(self) -> str:
+        return digest("chosen", self.source.fingerprint(), len(self))
 
 
 class FolderSource:

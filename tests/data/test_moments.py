@@ -49,6 +49,14 @@ def test_a_folder_of_moments_is_a_data_set(cached: Path) -> None:
     assert batch.labels.tolist() == [0] * 5 + [1] * 5
 
 
+def test_some_of_the_moments_still_have_to_fit(cached: Path) -> None:
+    data = build_dataset(config(cached, train={"path": str(cached), "num_images": 4}), "train")
+    assert isinstance(data, MomentsDataset) and len(data) == 4
+    data.expect((6, 2, 2))
+    with pytest.raises(ValueError, match="none of 4 images in a row could be read"):
+        data.sample(0, (0,))
+
+
 def test_half_of_the_training_draws_are_mirrored(cached: Path) -> None:
     data = build_dataset(config(cached, flip=True), "train")
     drawn = [data.sample(9, (0, step)).tokens[0, 0, 0].item() for step in range(200)]

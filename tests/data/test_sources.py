@@ -99,6 +99,30 @@ def test_limit_keeps_the_class_numbering(classes):
     assert len(data) == 2 and data.class_names == ["cat", "dog"]
 
 
+def test_a_number_of_images_is_spread_and_nested(flat):
+    """The choice is pinned: a later version that chose others would continue studies with other data."""
+    chosen = {n: [Path(data.sources[0].name(i)).stem for i in range(n)] for n, data in numbered(flat, 3, 8, 20)}
+    assert chosen[3] == ["08", "09", "13"] and set(chosen[3]) < set(chosen[8])
+    assert chosen[20] == [f"{i:02d}" for i in range(20)]
+    assert (
+        len({data.fingerprint() for _, data in numbered(flat, 3, 8, 20)} | {dataset(path=str(flat)).fingerprint()}) == 4
+    )
+
+
+def numbered(folder, *numbers):
+    return [(n, dataset(path=str(folder), num_images=n)) for n in numbers]
+
+
+def test_a_number_of_images_is_of_the_first_ones_and_keeps_the_classes(classes, hf_cache, tmp_path):
+    data = dataset(path=str(classes), num_images=2, limit=3)
+    assert len(data) == 2 and data.class_names == ["cat", "dog"] and data.sample(1, (0,)).label == 0
+    write_parquet(tmp_path / "a" / "train.parquet", labels="text", cells=[png(c) for c in COLORS])
+    table = dataset(path=str(tmp_path / "a"), num_images=4, label_column="label")
+    assert len(table) == 4 and table.class_names == ["cat", "dog"]
+    with pytest.raises(ValueError, match="holds 3 images, fewer than num_images=4; lower it"):
+        dataset(path=str(classes), num_images=4, limit=3)
+
+
 def test_text_labels_and_raw_bytes(tmp_path, hf_cache):
     write_parquet(tmp_path / "a" / "train.parquet", labels="text", cells=[png(c) for c in COLORS])
     data = dataset(path=str(tmp_path / "a" / "train.parquet"), label_column="label")
@@ -137,6 +161,7 @@ def one_line(kind, match, call):
         ({"path": "{}/mixed"}, "beside sub-folders"),
         ({"path": "{}/x-{{000..003}}.tar"}, "4 do not exist"),
         ({"path": "{}/one.tar", "limit": 3}, "limit=3"),
+        ({"path": "{}/one.tar", "num_images": 3}, "num_images=3"),
         ({"path": "{}/one.tar", "label_column": "cls"}, "set num_classes"),
         ({"path": "pipe:cat x.tar"}, "must be local tar files or an http address"),
         ({"path": "{}/idx", "split": "test"}, "no IDX images of split 'test'"),
