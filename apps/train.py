@@ -11,7 +11,7 @@ from genaim.core.hardware import pick_device, pick_dtype
 from genaim.pretrained import from_pretrained, load_tokenizer, save_model
 from genaim.training.config import GeneratorRunConfig, parse_run
 from genaim.training.run import train as run_training
-from genaim.training.trainer import Interrupted
+from genaim.training.trainer import Interrupted, end_processes
 from samplers import generate
 
 
@@ -44,6 +44,7 @@ def train(recipe: str, overrides: Sequence[str]) -> None:
         raise Stopped(f"{interrupted} It was: {shlex.join(['genaim', 'train', recipe, *overrides])}") from None
     finally:
         progress.stop()
+    end_processes()
     progress.say(f"trained: {folder}")
     if config.kind == "tokenizer":
         words = [recipe_over(config.name), f"tokenizer={folder}"]

@@ -2,9 +2,12 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from genaim.training.checkpoint import checkpoints
 from genaim.training.config import RunConfig
@@ -17,10 +20,8 @@ def write_config(folder: Path, config: RunConfig) -> None:
         ValueError: If the folder holds a run of another recipe.
     """
     path = folder / "config.yaml"
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     if path.exists() and checkpoints(folder):
-        before, now = yaml.safe_load(path.read_text()), yaml.safe_load(text)
-        changed = [key for key in now if now[key] != before.get(key) and key not in ("trackers", "device", "dtype")]
+        changed = changed_keys(yaml.safe_load(path.read_text()), config)
         if changed:
             raise ValueError(
                 f"{folder} holds a run with another '{changed[0]}'; choose another name= (init={folder} starts it from "
@@ -29,8 +30,19 @@ def write_config(folder: Path, config: RunConfig) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
+    temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     os.replace(temporary, path)
+
+
+def changed_keys(stored: dict[str, Any], config: RunConfig) -> list[str]:
+    """Keys in which a stored recipe differs from the one of now; where a run computes and is tracked does not count.
+
+    Keys that are younger than the stored recipe have their defaults in it.
+    """
+    with suppress(ValidationError):  # no recipe of today is compared as it is
+        stored = type(config).model_validate(stored).model_dump(mode="json")
+    now = config.model_dump(mode="json")
+    return [key for key in now if now[key] != stored.get(key) and key not in ("trackers", "device", "dtype")]
 
 
 def truncate_metrics(path: Path, step: int) -> None:

@@ -64,6 +64,12 @@ def make_accelerator(config: RunConfig, folder: Path) -> Accelerator:
     )
 
 
+def end_processes() -> None:
+    """Leaves the group of processes, if there are several; what a program does last, since no run can follow."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 class Trainer:
     """Trains a task to its last step, saving and validating on the way."""
 
@@ -145,7 +151,8 @@ class Trainer:
         self.progress.stop()
         if self.bad_files.names:
             self.progress.say(self.bad_files.summary())
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def _one_step(self, batch: Batch) -> tuple[Totals, dict[str, float]]:
         """One optimiser step; returns totals over all processes and figures to log."""

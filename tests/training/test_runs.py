@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -196,6 +197,19 @@ def test_another_recipe_does_not_continue_a_run(root: Path) -> None:
     start(recipe(root, "tokenizer"))
     with pytest.raises(ValueError, match="holds a run with another 'optimizer'; choose another name="):
         start(recipe(root, "tokenizer", optimizer={"lr": 5e-4, "warmup_steps": 2}))
+
+
+def test_a_key_that_is_younger_than_a_run_does_not_stop_it(root: Path) -> None:
+    """Every new key with a default made older runs those of another recipe."""
+    folder, _ = start(recipe(root, "generator"))
+    stored = yaml.safe_load((folder / "config.yaml").read_text())
+    del stored["data"]["train"][0]["num_images"], stored["views"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(stored))
+    start(recipe(root, "generator"))
+    stored["data"]["train"][0]["key_of_the_past"] = 1
+    (folder / "config.yaml").write_text(yaml.safe_dump(stored))
+    with pytest.raises(ValueError, match="another 'data'"):
+        start(recipe(root, "generator"))
 
 
 def test_run_folders_rebuild_their_models(root: Path) -> None:
