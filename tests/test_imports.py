@@ -28,7 +28,7 @@ ALLOWED = {
     "config": set[str](),
     "genaim": set[str](),  # genaim/__init__.py
 }
-HEAVY = {"torch", "accelerate", "datasets", "gradio", "torchvision", "xformers"}
+HEAVY = {"torch", "accelerate", "datasets", "gradio", "matplotlib", "torchvision", "xformers"}
 
 
 def module_name(path: Path) -> str:
