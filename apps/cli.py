@@ -255,6 +255,35 @@ def train(
 
 
 @app.command()
+def scaling(
+    recipe: Annotated[str, typer.Argument(help="Recipe of a generator by name or file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Changes of the recipe, such as optimizer.schedule=constant."),
+    ] = None,
+    *,
+    sizes: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="Sizes: w64d4 (width 64, 4 blocks), w64d4h2 (2 heads), or presets; 'a,b'."),
+    ],
+    data: Annotated[
+        str, typer.Option(metavar="NUMBERS", help="Training images: shares up to 1, or numbers: '1/16,1/4,1'.")
+    ] = "1",
+    budget: Annotated[int, typer.Option(metavar="STEPS", help="Training steps of every point.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the study. Default: runs/NAME-scaling.")
+    ] = None,
+) -> None:
+    """Train a recipe at several sizes and data sizes, and fit scaling laws. The same command again continues."""
+    from apps.scaling import ScalingRequest, scaling
+
+    listed, numbers = (tuple(part.strip() for part in text.split(",") if part.strip()) for text in (sizes, data))
+    folder = scaling(ScalingRequest(recipe, tuple(overrides or ()), listed, numbers, budget, out))
+    print(f"results.md, results.json and scaling.png in {folder}")
+    print(folder / "scaling.png")
+
+
+@app.command()
 def models() -> None:
     """List the bundled and official models, and the recipes that train models."""
     from apps.describe import show_models, show_official, show_recipes
