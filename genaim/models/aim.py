@@ -19,7 +19,6 @@ one of the order. What the paper leaves open is chosen here: the mean over all c
 of the predicting patches in the head, and for version 2, which is published with text, the objective of version 1.
 """
 
-import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -38,7 +37,7 @@ from genaim.core.positions import sincos_2d
 from genaim.core.transformer import Transformer, TransformerConfig
 from genaim.heads.mlp import ResidualMLP
 from genaim.models.base import Loss, with_preset
-from genaim.models.encoder import Encoder, Layers
+from genaim.models.encoder import Encoder, Layers, block_numbers
 from genaim.tokenizers.patches import images_to_patches
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of pixels in [0, 1]
@@ -220,46 +219,15 @@ class AIM(Encoder):
         mask = None if steps is None else StepMask(steps, steps)
         return self.transformer.hidden_states(self.embed(images), mask=mask)
 
-    def features(
-        self,
-        images: Tensor,
-        *,
-        layer: Layers | None = None,
-        pool: Literal["mean"] | None = None,
-        steps: Tensor | None = None,
-    ) -> Tensor:
-        """Features of images; blocks behind the last one that is asked for are not computed."""
-        if pool not in (None, "mean"):
-            raise ValueError(f"pool is '{pool}'; use 'mean', or None for the features of all patches.")
-        layers = self.layers(layer)
-        chosen: list[Tensor] = []
-        for index, hidden in enumerate(self.hidden_states(images, steps=steps)):
-            chosen += [hidden] * layers.count(index)
-            if len(chosen) == len(layers) > 0:
-                break
-        out = torch.stack(chosen).mean(0) if layers else self.transformer.final_norm(hidden)
-        return out.mean(1) if pool else out
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        return self.transformer.final_norm(hidden)
 
     def layers(self, layer: Layers | None) -> list[int]:
-        """Numbers from 0 of the blocks that a choice of `features` names; none for the final norm.
-
-        Raises:
-            ValueError: If there is no such block.
-        """
         depth = self.config.depth
         if layer is None:
             default = "norm" if self.config.version == 2 else f"last{min(6, depth)}"
             layer = default if self.config.feature_layers is None else self.config.feature_layers
-        if layer == "norm":
-            return []
-        last = re.fullmatch(r"last(\d+)", layer) if isinstance(layer, str) else None
-        wanted = range(-int(last[1]), 0) if last else [layer] if isinstance(layer, int) else layer
-        if isinstance(wanted, str) or not wanted or not all(-depth <= index < depth for index in wanted):
-            raise ValueError(
-                f"layer {layer!r} is not in this encoder of {depth} blocks; give numbers from {-depth} to {depth - 1}, "
-                f"'last1' to 'last{depth}', or 'norm'."
-            )
-        return [index % depth for index in wanted]
+        return block_numbers(layer, depth)
 
     # Pre-training
 

@@ -17,6 +17,7 @@ elements behind it alone.
                                                           1 1 1 1 1
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -48,6 +49,7 @@ from genaim.models.base import (
     put,
     put_given,
 )
+from genaim.models.encoder import Layers, block_numbers, combined
 from genaim.tokenizers import Tokenizer
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -170,8 +172,7 @@ class CausalGenerator(GenerativeModel):
             (B, N, D); entry j is for the token at ``path[:, j]``.
         """
         condition = self.class_embed(labels)
-        inputs = self._embed(gather(tokens, path[:, :-1]), path[:, :-1])
-        x = torch.cat([condition[:, None], inputs], dim=1) + self.target_positions[path]
+        x = self._elements(tokens, path, condition)
         x, steps = with_prefix(prefix, x, prefix_steps(num_known.clamp_min(1), path.shape[1]))
         return self._run(x, condition, mask=StepMask(steps, steps), noise=noise)[:, self.prefix_length :]
 
@@ -196,6 +197,57 @@ class CausalGenerator(GenerativeModel):
         features = self(tokens, path, path.new_zeros(len(path)), labels, prefix=prefix)
         found = self.head.log_prob(features, gather(tokens, path))
         return torch.empty_like(found).scatter_(1, path, found)
+
+    # Features
+
+    def hidden_states(self, images: Tensor) -> Iterator[Tensor]:
+        """Yields the output of every block in turn, with all tokens of images given and the class not.
+
+        Where training had known-first sequences, the elements see each other, as known tokens do; else each sees those
+        before it.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+
+        Yields:
+            (B, N, D); the class and all tokens but the last of the path, of which nothing is predicted.
+
+        Raises:
+            ValueError: If the model takes low-resolution images.
+        """
+        if self.low_res_prefix is not None:
+            raise ValueError("the model enlarges pictures, and gives no features; use one that draws them by itself.")
+        with torch.no_grad():
+            tokens = self.tokenizer.encode(images)
+        path = self.order.path().to(tokens.device).expand(len(tokens), -1)
+        condition = self.class_embed(self.class_embed.null(len(tokens)))
+        known = path.new_full((1,), path.shape[1] if self.config.known_first > 0 else 1)
+        steps = prefix_steps(known, path.shape[1])[0]
+        x = self._elements(tokens, path, condition)
+        yield from self.transformer.hidden_states(x, mask=StepMask(steps, steps), condition=self._modulating(condition))
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """The norm behind the last block, without a class, (B, N, D) to the same."""
+        condition = self.class_embed(self.class_embed.null(len(hidden)))
+        return self.transformer.final_norm(hidden, self._modulating(condition))
+
+    def layers(self, layer: Layers | None) -> list[int]:
+        """Numbers from 0 of the blocks that a choice of `features` names; none for the final norm.
+
+        Raises:
+            ValueError: If there is no such block.
+        """
+        return block_numbers("norm" if layer is None else layer, self.config.depth)
+
+    def features(self, images: Tensor, *, layer: Layers | None = None, pool: Literal["mean"] | None = None) -> Tensor:
+        """Features of images as an encoder's: see `Encoder.features`; None takes those after the final norm.
+
+        Returns:
+            (B, N, D), or (B, D) when pooled.
+        """
+        return combined(self.hidden_states(images), self.layers(layer), self.final_norm, pool)
+
+    # Generation
 
     def context(self, known: Tensor) -> Tensor:
         """All given tokens where training had known-first sequences; else none: they are seen in their turn."""
@@ -274,12 +326,19 @@ class CausalGenerator(GenerativeModel):
             mask = StepMask(steps[:, -size:], steps)
         return self._run(x, state.condition, mask=mask, cache=state.cache)
 
+    def _elements(self, tokens: Tensor, path: Tensor, condition: Tensor) -> Tensor:
+        """The class and all tokens but the last along a path, each with the position to be predicted, (B, N, D)."""
+        inputs = self._embed(gather(tokens, path[:, :-1]), path[:, :-1])
+        return torch.cat([condition[:, None], inputs], dim=1) + self.target_positions[path]
+
+    def _modulating(self, condition: Tensor) -> Tensor | None:
+        """What reaches the blocks of the class."""
+        return None if self.config.conditioning == "none" else condition
+
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         out: Tensor = self.token_embed(tokens) + self.source_positions[positions.clamp_min(0)]
         return out
 
     def _run(self, x: Tensor, condition: Tensor, **arguments: Any) -> Tensor:
-        features: Tensor = self.transformer(
-            x, condition=None if self.config.conditioning == "none" else condition, **arguments
-        )
+        features: Tensor = self.transformer(x, condition=self._modulating(condition), **arguments)
         return features

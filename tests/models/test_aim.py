@@ -165,7 +165,7 @@ def test_the_published_features_are_those_of_the_last_six_blocks() -> None:
 @pytest.mark.parametrize("layer", [3, -4, [0, 3], [], "last4", "last0", "best", "last"])
 def test_layers_that_are_not_there(layer: object) -> None:
     with pytest.raises(
-        ValueError, match=r"encoder of 3 blocks; give numbers from -3 to 2, 'last1' to 'last3', or 'nor"
+        ValueError, match=r"model of 3 blocks; give numbers from -3 to 2, 'last1' to 'last3', or 'norm'"
     ):
         make_aim().features(pictures(), layer=layer)
 
