@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +12,8 @@ from rich.table import Table
 from apps.folders import file_written_whole, make_parent
 from apps.progress import make_progress
 from apps.sample import libraries, machine
-from apps.splits import data_for, in_words, whole_split
+from apps.splits import data_for, open_split
 from genaim.core.hardware import pick_device
-from genaim.data import BadFiles, Batch, ImageDataset, eval_batches
 from genaim.evaluation.likelihood import Likelihood, check_density, likelihood
 from genaim.pretrained import load_generator
 from genaim.tokenizers import fingerprint
@@ -34,7 +32,7 @@ class LikelihoodRequest:
     split: Literal["val", "train"] = "val"
     """Part of the data."""
     count: int | None = None
-    """Only the first n images."""
+    """How many images, evenly over the split; None takes all."""
     classes: bool = True
     """Whether the model is told the classes."""
     seed: int = 0
@@ -60,32 +58,24 @@ def score(request: LikelihoodRequest, report: Path | None = None) -> Likelihood:
     model = load_generator(request.model, device=device, progress=progress)
     check_density(model, f"model '{request.model}'")
     data = data_for(request.model, request.data)
-    dataset = whole_split(
-        data,
-        request.split,
-        image_size=model.tokenizer.image_size,
-        limit=request.count,
-        class_names=model.config.class_names,
-    )
-    bad_files = BadFiles(data.max_bad_share, total=len(dataset))
-    progress.start("scoring", 0, len(dataset))
+    split = open_split(data, request.split, model.tokenizer.image_size, request.count, model.config.class_names)
+    progress.start("scoring", 0, len(split))
     found = likelihood(
         model,
-        read(dataset, request.batch_size, bad_files),
+        split.batches(request.batch_size),
         classes=request.classes,
         seed=request.seed,
         report=lambda done: progress.advance(done, {}),
     )
     progress.stop()
-    if bad_files.names:
-        progress.say(bad_files.summary())
-    told = in_words(dataset, data, request.split)
-    show(request.model, told, found)
+    if split.bad_files.names:
+        progress.say(split.bad_files.summary())
+    show(request.model, split.what, found)
     if report is not None:
         record: dict[str, Any] = {
             "format": RECORD_FORMAT,
             "settings": {**asdict(request), "device": device.type, "dtype": "float32", "weights": fingerprint(model)},
-            "data": {"what": told, "fingerprint": dataset.fingerprint()},
+            "data": {"what": split.what, "fingerprint": split.dataset.fingerprint()},
             "likelihood": asdict(found),
             "libraries": libraries(),
             "machine": machine(device.type),
@@ -94,17 +84,6 @@ def score(request: LikelihoodRequest, report: Path | None = None) -> Likelihood:
             temporary.write_text(json.dumps(record, indent=1) + "\n")
         print(f"written: {report}")
     return found
-
-
-def read(dataset: ImageDataset, batch_size: int, bad_files: BadFiles) -> Iterator[Batch]:
-    """The images in order; those that cannot be read are left out and counted.
-
-    Raises:
-        ValueError: If too many cannot be read.
-    """
-    for batch in eval_batches(dataset, batch_size):
-        bad_files.add(batch.bad, len(batch))
-        yield batch
 
 
 def show(model: str, data: str, found: Likelihood) -> None:

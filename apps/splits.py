@@ -1,14 +1,17 @@
-"""Whole splits of data, read in order: those of a model's recipe, or what `--data` names."""
+"""Splits of data, read in order: those of a model's recipe, or what `--data` names."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from genaim.config import data_root, find_recipe, load_config, recipes, validate
-from genaim.data import DataConfig, ImageDataset, SourceConfig, build_dataset
+from genaim.data import BadFiles, Batch, DataConfig, ImageDataset, Sample, SourceConfig, build_dataset
+from genaim.data.loader import Item, in_order
 from genaim.data.sources import detect_format
+from genaim.evaluation.image_sets import evenly
 from genaim.pretrained import bundled
 from genaim.training.config import parse_run
 
@@ -85,13 +88,83 @@ def located(data: DataConfig) -> DataConfig:
     return data.model_copy(update={"train": [find(s) for s in data.train], "val": [find(s) for s in data.val]})
 
 
+@dataclass(frozen=True)
+class Split:
+    """Images of a part of the data, prepared as for validation."""
+
+    dataset: ImageDataset
+    """The whole part."""
+    indices: list[int]
+    """Which of its images are read, in order."""
+    what: str
+    """Such as ``500 of mnist (test), 10,000 images``."""
+    bad_files: BadFiles
+    """Counts those that cannot be read."""
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batches(self, batch_size: int, num_workers: int = 0) -> Iterator[Batch]:
+        """The images in order; those that cannot be read are left out.
+
+        Raises:
+            ValueError: If too many cannot be read.
+        """
+        items: list[list[Item]] = [
+            [(index, (0, index), row) for row, index in enumerate(self.indices[first : first + batch_size])]
+            for first in range(0, len(self), batch_size)
+        ]
+        for batch in in_order(self.dataset, items, num_workers):
+            self.bad_files.add(batch.bad, len(batch))
+            yield batch
+
+    def augmented(self, data: DataConfig) -> "Chosen":
+        """The same images of the training part as training sees them, cropped and flipped as the data say."""
+        sources = [source.model_copy(update={"limit": None}) for source in data.train]
+        dataset = build_dataset(data.model_copy(update={"train": sources}), "train")
+        assert isinstance(dataset, ImageDataset)
+        return Chosen(dataset, self.indices)
+
+
+class Chosen:
+    """Some images of a data set, map-style."""
+
+    def __init__(self, dataset: ImageDataset, indices: list[int]) -> None:
+        self.dataset, self.indices = dataset, indices
+        self.lengths, self.weights = [len(indices)], [1.0]
+
+    def sample(self, index: int, key: tuple[int, ...]) -> Sample:
+        """One of them, see `ImageDataset.sample`."""
+        return self.dataset.sample(self.indices[index], key)
+
+
+def open_split(
+    data: DataConfig, part: str, image_size: int, count: int | None = None, class_names: Sequence[str] | None = None
+) -> Split:
+    """Opens a part of the data.
+
+    Args:
+        data: The data.
+        part: train or val.
+        image_size: Side of the images.
+        count: How many images, evenly over the part; None takes all.
+        class_names: The numbering of classes of a model.
+
+    Raises:
+        ValueError: If there are no such data, or not so many images.
+    """
+    dataset = whole_split(data, part, image_size=image_size, class_names=class_names)
+    total, what = len(dataset), in_words(dataset, data, part)
+    if count is not None and not 1 <= count <= total:
+        raise ValueError(f"{count:,} images are wanted of {what}; ask for 1 to {total:,}.")
+    indices = evenly(range(total), count)
+    if len(indices) < total:
+        what = f"{len(indices):,} of {what}"
+    return Split(dataset, indices, what, BadFiles(data.max_bad_share, total=len(indices)))
+
+
 def whole_split(
-    data: DataConfig,
-    part: str,
-    *,
-    image_size: int | None = None,
-    limit: int | None = None,
-    class_names: Sequence[str] | None = None,
+    data: DataConfig, part: str, *, image_size: int | None = None, class_names: Sequence[str] | None = None
 ) -> ImageDataset:
     """A part of the data, train or val, prepared as for validation, without the limits of its recipe.
 
@@ -99,7 +172,6 @@ def whole_split(
         data: The data.
         part: train or val.
         image_size: Side of the images; None takes that of the data.
-        limit: Only the first n images of each data set.
         class_names: The numbering of classes of a model.
 
     Raises:
@@ -108,7 +180,7 @@ def whole_split(
     chosen = data.train if part == "train" else data.val
     if not chosen:
         raise ValueError(f"the recipe names no {part} data; give --data.")
-    sources = [source.model_copy(update={"limit": limit}) for source in chosen]
+    sources = [source.model_copy(update={"limit": None}) for source in chosen]
     size = {} if image_size is None else {"image_size": image_size}
     dataset = build_dataset(data.model_copy(update={"val": sources, **size}), "val", class_names=class_names)
     if not isinstance(dataset, ImageDataset):
