@@ -9,7 +9,7 @@ import typer
 from apps import options
 
 evaluate = typer.Typer(
-    help="Measure models: how likely they make images, and what their features know.",
+    help="Measure models: the quality of what they generate, how likely they find images, what their features know.",
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
 )
@@ -23,7 +23,7 @@ Data = Annotated[
         "Default: of the model's recipe.",
     ),
 ]
-Limit = Annotated[int | None, typer.Option("--count", "-n", help="Only the first n images.", min=1)]
+Limit = Annotated[int | None, typer.Option("--count", "-n", help="Images, evenly over the split. Default: all.", min=1)]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write a record to this file.")]
 
 
@@ -45,6 +45,71 @@ def likelihood(
     from apps.likelihood import LikelihoodRequest, score
 
     score(LikelihoodRequest(model, data, split, count, classes, seed, batch_size, device), json)
+
+
+@evaluate.command()
+def probe(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Encoders and causal generators: bundled, official, or folders."),
+    ],
+    probes: Annotated[
+        str, typer.Option(metavar="NAMES", help="Of knn, linear, linear-mae, attentive and finetune, with commas.")
+    ] = "knn,linear,attentive",
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYERS",
+            help="Such as '0,3,norm,last4'; negative from the end. Default: each block, norm and mean.",
+        ),
+    ] = None,
+    data: Data = None,
+    train_images: Annotated[
+        int | None, typer.Option(help="Training images, evenly over the split. Default: all.", min=2)
+    ] = None,
+    test_images: Annotated[
+        int | None, typer.Option(help="Images to judge on, evenly over the split. Default: all.", min=1)
+    ] = None,
+    baselines: Annotated[bool, typer.Option(help="Also probe the pixels, and the models untrained.")] = True,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of trained probes. Default: the published number.", min=1)
+    ] = None,
+    step_images: Annotated[
+        int | None, typer.Option(help="Images of a step of trained probes. Default: the published number.", min=2)
+    ] = None,
+    lr: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Peak learning rates of trained probes to choose from, such as 1e-3,1e-2."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the probes and of untrained models.")] = 0,
+    batch_size: options.BatchSize = 64,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    json: JsonFile = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw accuracy by layer: .png, .svg or .pdf.")
+    ] = None,
+) -> None:
+    """Read classes off the features of models, layer by layer, beside pixels and untrained models."""
+    from apps.probe import ProbeRequest, parse_layers, parse_numbers, probe
+
+    request = ProbeRequest(
+        tuple(models),
+        probes=tuple(name.strip() for name in probes.split(",")),
+        layers=parse_layers(layers),
+        data=data,
+        train_count=train_images,
+        test_count=test_images,
+        baselines=baselines,
+        epochs=epochs,
+        step_images=step_images,
+        lrs=parse_numbers(lr),
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+    )
+    probe(request, json, plot)
 
 
 Model = Annotated[

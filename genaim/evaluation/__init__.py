@@ -1,4 +1,4 @@
-"""Evaluation: an independent digit classifier, precision and recall, nearest neighbours, reconstruction.
+"""Evaluation: quality of images, likelihood, probes of features, a digit classifier, nearest neighbours, reconstruction.
 
-Everything here takes finished images; nothing generates them.
+Everything here takes finished images, or models to look at them; nothing samples.
 """

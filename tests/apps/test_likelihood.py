@@ -1,4 +1,4 @@
-"""`genaim evaluate`: figures of whole splits, records, and what it refuses."""
+"""`genaim evaluate likelihood`: figures of whole splits, records, and what it refuses."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_likelihood_of_a_folder(genaim, pixel_model, pictures):
     assert again.code == 0
     assert json.loads(Path("b.json").read_text())["likelihood"]["bits_per_dimension"] == pytest.approx(bits, rel=1e-5)
     part = genaim("evaluate", "likelihood", pixel_model, "--data", f"{{path: {pictures}}}", "-n", 3, "--no-classes")
-    assert "3 images; 3 scored, 0 with their class told" in part.out
+    assert "3 of pictures, 7 images; 3 scored, 0 with their class told" in part.out
     assert sorted(p.name for p in Path().iterdir()) == ["b.json", "new"]
 
 
