@@ -1,4 +1,4 @@
-"""Evaluation: quality of images, likelihood, probes of features, a digit classifier, nearest neighbours, reconstruction.
+"""Evaluation: quality of images, likelihood, probes of features, digits, nearest neighbours, reconstruction, scaling.
 
-Everything here takes finished images, or models to look at them; nothing samples.
+Nothing here imports a sampler: who needs generated images passes them, or a ``sample_fn``.
 """
