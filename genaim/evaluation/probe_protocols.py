@@ -59,6 +59,8 @@ PROTOCOLS: dict[str, Protocol] = {
         optimizer="lars",
         betas=(0.9, 0.0),
     ),
+    # The official code only evaluates. Epochs, batch, decay and clipping are meant to be those of the paper's appendix,
+    # of which no copy was at hand to compare them with; the learning rates are ours.
     "attentive": Training(
         module="attentive",
         lrs=(1e-3, 3e-3, 1e-2),

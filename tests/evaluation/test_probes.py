@@ -233,7 +233,7 @@ def test_a_step_of_lars_is_a_share_of_the_weights() -> None:
 
 
 def test_published_numbers() -> None:
-    """Those of DINO's eval_knn.py, MAE's tables 9 and 10, and AIM."""
+    """Those of DINO's eval_knn.py and of MAE's tables 9 and 10; a change of AIM's is seen here too."""
     assert PROTOCOLS["knn"] == KNN(k=20, temperature=0.07)
     mae, attentive, tuning = (PROTOCOLS[name] for name in ("linear-mae", "attentive", "finetune"))
     assert (mae.optimizer, mae.lrs, mae.epochs, mae.batch_size, mae.weight_decay) == ("lars", (0.1,), 90, 16384, 0.0)
