@@ -7,7 +7,7 @@ into a config object, or raises one line that names the key, what is allowed and
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -161,7 +161,7 @@ def _locate(cls: type[BaseModel], path: tuple[int | str, ...]) -> tuple[type[Bas
     owner: type[BaseModel] | None = cls
     names: list[str] = []
     for i, part in enumerate(path):
-        tagged = [c for c in Config.__subclasses__() if getattr(c.model_fields.get("kind"), "default", None) == part]
+        tagged = [c for c in _subclasses(Config) if getattr(c.model_fields.get("kind"), "default", None) == part]
         last = i == len(path) - 1
         if owner is not None and isinstance(part, str) and part not in owner.model_fields and tagged and not last:
             owner = tagged[0]
@@ -171,6 +171,13 @@ def _locate(cls: type[BaseModel], path: tuple[int | str, ...]) -> tuple[type[Bas
             field = owner.model_fields.get(part)
             owner = (_model_in(field.annotation) or owner) if field else None
     return owner, names
+
+
+def _subclasses(cls: type[Config]) -> Iterator[type[Config]]:
+    """All classes below one, those of its sub-classes too."""
+    for kind in cls.__subclasses__():
+        yield kind
+        yield from _subclasses(kind)
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -225,6 +225,7 @@ def test_a_tokenizer_cannot_be_sampled(genaim, model):
     [
         (["stepz=5"], ["unknown key 'stepz'", "did you mean 'steps'?"]),
         (["optimizer.lr_=1"], ["unknown key 'optimizer.lr_'", "did you mean 'lr'?"]),
+        (["kind=generator", "tokenizer=x", "model={kind: mar, widht: 8}"], ["unknown key 'model.widht'", "'width'"]),
         (["steps=few"], ["'steps'", "few"]),
         (["steps=0"], ["'steps'", "greater than 0"]),
         (["steps"], ["'steps'", "key=value"]),
