@@ -59,7 +59,12 @@ class Plan:
 
     def folder(self, images: ImageSet, cache: Path) -> Path:
         """Where the features of images are kept; of other content, another folder."""
-        return cache / "features" / digest(images.key, self.extractor.name, self.extractor.weights)
+        return features_folder(cache, images, self.extractor, self.device)
+
+
+def features_folder(cache: Path, images: ImageSet, extractor: Named, device: torch.device) -> Path:
+    """Where the features of images are kept; of another content, extractor or kind of device, another folder."""
+    return cache / "features" / digest(images.key, extractor.digest, device.type)
 
 
 def evaluate_quality(
@@ -187,10 +192,11 @@ def write_statistics(
         raise ValueError(f"--out is '{out}'; it must end in .npz.")
     make_parent(out)
     progress = make_progress(sys.stderr)
-    named = load_extractor(extractor, weights, pick_device(device), progress)
+    where = pick_device(device)
+    named = load_extractor(extractor, weights, where, progress)
     images = images_of(data, size)
     check_count(images.count, "images")
-    folder = cache / "features" / digest(images.key, named.name, named.weights)
+    folder = features_folder(cache, images, named, where)
     extract(images, named.extractor, folder, progress)
     layer = named.extractor.layers.features
     found = features_to_statistics(collect(folder, images.count, [layer])[layer])
