@@ -120,10 +120,10 @@ def evaluate_quality(
     rows = [measure(request, plan, *pair, reference, cache) for pair in plan.compared for reference in plan.references]
     record = make_record(request, plan.settings, plan.weights, rows, plan.extractor, command, plan.device.type)
     target.mkdir(parents=True, exist_ok=True)
+    write_record(target, record)  # first: its folder is then known as this measurement's
     if save is not None:
         images, count = plan.compared[0]
         write_pictures(target, plan.folder(images, cache), count, save)
-    write_record(target, record)
     print("\n".join(table(record["figures"])))
     print(f"written: {target / RECORD} and {target / TABLE}")
     return record
@@ -152,8 +152,11 @@ def make_plan(request: QualityRequest, progress: Progress, extractor_weights: st
     compared = [(subject, count)]
     if request.floor:
         compared.append((floor_images(references[0], count), count))
+    check_count(count, "images")
     for reference in references:
         check_sizes(subject, reference)
+        if reference.images is not None:
+            check_count(reference.images.count, f"images of '{reference.name}'")
     weights = None if model is None else fingerprint(model)
     return Plan(extractor, compared, references, settings, weights, device)
 

@@ -182,7 +182,8 @@ def subject_images(
         source = references[0].images
         if source is None or len(references) > 1:
             raise ValueError("a tokenizer reconstructs the images of one --reference, which must hold images.")
-        return reconstructed(f"{name}, reconstructed", source, model, fingerprint(model), device), None
+        identity = digest(fingerprint(model), model.config.model_dump(mode="json"))
+        return reconstructed(f"{name}, reconstructed", source, model, identity, device), None
     dtype = pick_dtype(request.sampling.dtype, device)
     settings = resolve(replace(request.sampling, classes=()), model.config, fingerprint(model), device, dtype)
     labels, rule = all_labels(request, model, references)
@@ -202,7 +203,8 @@ def subject_images(
 
     # Without the count and what follows from it: more images continue those that there are.
     decisive = {k: v for k, v in settings.items() if k not in ("count", "labels", "names", "batch_size", "model")}
-    key = digest("generated", decisive, rule, torch.get_num_threads() if device.type == "cpu" else None)
+    configs = [model.config.model_dump(mode="json"), model.tokenizer.config.model_dump(mode="json")]
+    key = digest("generated", configs, decisive, rule, torch.get_num_threads() if device.type == "cpu" else None)
     return generated(name, key, labels, model.tokenizer.image_size, sample), settings
 
 

@@ -114,10 +114,10 @@ def folder_for(request: QualityRequest, out: Path | None) -> Path:
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Writes record.json and record.md."""
-    with file_written_whole(folder / TABLE) as temporary:
-        temporary.write_text(in_markdown(record))
     with file_written_whole(folder / RECORD) as temporary:
         write_lines(temporary, record)
+    with file_written_whole(folder / TABLE) as temporary:
+        temporary.write_text(in_markdown(record))
 
 
 def in_markdown(record: dict[str, Any]) -> str:

@@ -62,7 +62,8 @@ def located(request: QualityRequest) -> QualityRequest:
     """The request with whole paths, so that its record can be replayed from any folder."""
 
     def whole(name: str) -> str:
-        return str(Path(name).resolve()) if name not in WORDS and Path(name).exists() else name
+        given = name in WORDS or name.startswith("{")
+        return name if given or not Path(name).exists() else str(Path(name).resolve())
 
     sampling = request.sampling
     if sampling is not None and not is_named(sampling.model):

@@ -34,11 +34,12 @@ def replay(
     record = read_record(path)
     try:
         request = request_from_dict(record["request"])
+        weights_of_model, weights_of_extractor = record["weights"], record["extractor"]["weights"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"'{path}' is not a whole record: {error} is missing or wrong.") from None
     request = _elsewhere(request, weights, device)
     if request.sampling is not None:
-        request = replace(request, sampling=replace(request.sampling, weights=record["weights"]))
+        request = replace(request, sampling=replace(request.sampling, weights=weights_of_model))
     name = digest(record["request"])[:6]
     own = cache / f"replay-{name}"
     found = evaluate_quality(
@@ -46,7 +47,7 @@ def replay(
         out or Path("evaluations") / f"replay-{name}",
         cache=own,
         command=command,
-        extractor_weights=record["extractor"]["weights"],
+        extractor_weights=weights_of_extractor,
     )
     if found is not None:
         print("\n".join(compared(record["figures"], found["figures"])))
@@ -68,6 +69,8 @@ def compared(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) ->
         for name, figure in old["figures"].items():
             again = new["figures"].get(name)
             if again is None or again["value"] != figure["value"]:
-                told = "nothing" if again is None else f"{again['value']:.6g}"
-                lines.append(f"{old['images']} against {old['reference']}: {name} was {figure['value']:.6g}, is {told}")
+                told = "nothing" if again is None else f"{again['value']:.17g}"
+                lines.append(
+                    f"{old['images']} against {old['reference']}: {name} was {figure['value']:.17g}, is {told}"
+                )
     return lines or ["all figures are those of the record"]

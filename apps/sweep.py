@@ -12,6 +12,7 @@ from apps.plots import need_matplotlib, new_figure, write_figure
 from apps.quality import evaluate_quality
 from apps.quality_record import HEADINGS, SCALES, figure_in_words
 from apps.quality_request import QualityRequest
+from genaim.evaluation.quality import PROTOCOLS
 
 AXES = {"guidance": "guidance_scale", "temperature": "temperature", "steps": "num_steps"}
 LOWER_IS_BETTER = ("fid", "kid")
@@ -41,6 +42,9 @@ def sweep(
         ValueError: If the grid is empty, or a point does not fit the model.
     """
     check(grid, best_by)
+    request.check()
+    if best_by == "kid" and not PROTOCOLS[request.protocol].kid:
+        raise ValueError(f"--best-by kid: the preset {request.protocol} has no KID; choose another figure.")
     need_matplotlib()
     assert request.sampling is not None
     points = []
@@ -96,6 +100,10 @@ def check(grid: Mapping[str, Sequence[float]], best_by: str) -> None:
     for name, values in grid.items():
         if len(set(values)) < len(values):
             raise ValueError(f"--{name} has a value twice; give each once.")
+        if name == "steps" and any(value != int(value) or value < 1 for value in values):
+            raise ValueError(f"--steps is {','.join(f'{value:g}' for value in values)}; give whole numbers from 1 on.")
+        if name == "temperature" and min(values) < 0:
+            raise ValueError(f"--temperature has {min(values):g}; it must be 0 or more.")
     if best_by not in HEADINGS:
         raise ValueError(f"--best-by is '{best_by}'; choose from {', '.join(HEADINGS)}.")
 

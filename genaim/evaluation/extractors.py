@@ -102,7 +102,7 @@ class Extractor(NamedTuple):
         """Features of 8-bit images (B, 3, H, W), (B, F) float32 on the CPU, by the name of their layer."""
         with torch.no_grad():
             found = self.module.convert_features_tuple_to_dict(self.module(images))
-        return {name: features.cpu() for name, features in found.items()}
+        return {name: features.float().cpu().clone().contiguous() for name, features in found.items()}
 
 
 def make_extractor(name: str, device: torch.device, **arguments: Any) -> Extractor:
@@ -123,7 +123,8 @@ def make_extractor(name: str, device: torch.device, **arguments: Any) -> Extract
     kind = FEATURE_EXTRACTORS_REGISTRY[name]
     provided = kind.get_provided_features_list()
     wanted = {metric: kind.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc")}
-    layers = Layers(wanted["fid"], wanted["isc"] if wanted["isc"] in provided else None)
+    has_logits = wanted["isc"] in provided and wanted["isc"] != wanted["fid"]  # embeddings give no Inception score
+    layers = Layers(wanted["fid"], wanted["isc"] if has_logits else None)
     names = [layer for layer in (layers.features, layers.logits) if layer is not None]
     module = create_feature_extractor(name, names, cuda=False, verbose=False, **arguments)
     return Extractor(module.to(device), layers)
