@@ -154,7 +154,7 @@ ProtocolName = Annotated[
 Bootstrap = Annotated[int, typer.Option(help="Resamplings for the standard error of FID; 0 is none.", min=0)]
 Save = Annotated[Literal["png", "npz"] | None, typer.Option(help="Keep the images too.")]
 OutFolder = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Folder to write. Default: evaluations/MODEL-fid-DIGEST.")
+    Path | None, typer.Option(metavar="FOLDER", help="Folder to write. Default: evaluations/MODEL-KIND-DIGEST.")
 ]
 Cache = Annotated[Path, typer.Option(metavar="FOLDER", help="Where features are kept; the same command goes on there.")]
 

@@ -146,6 +146,8 @@ def images_of(given: str, size: int | None) -> ImageSet:
         return images
     if size is None and path.is_dir():
         return from_folder(path)
+    if not path.exists() and not is_recipe(given) and not given.startswith("{"):
+        raise ValueError(f"there is no '{given}'; give a folder of images, an npz file of arr_0, or a recipe.")
     if size is None and not is_recipe(given):
         raise ValueError(f"the images of '{given}' may differ in size; give the side that they get by --size.")
     config = data_for(given, given)

@@ -105,9 +105,11 @@ def folder_for(request: QualityRequest, out: Path | None) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"'{folder}' is a file; choose another --out.")
     if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / RECORD).is_file():
-            raise ValueError(f"folder '{folder}' holds other files; choose another --out.")
-        if read_record(folder)["request"] != json.loads(json.dumps(wanted)):
+        try:
+            found = read_record(folder)["request"]
+        except (ValueError, OSError, KeyError):
+            raise ValueError(f"folder '{folder}' holds other files; choose another --out.") from None
+        if found != json.loads(json.dumps(wanted)):
             raise ValueError(f"folder '{folder}' holds another measurement; choose another --out.")
     return folder
 

@@ -55,7 +55,7 @@ class QualityRequest:
             raise ValueError(f"--bootstrap is {self.bootstrap}; give 0 for none, or 2 or more.")
         for reference in self.references:
             if self.sampling is None and reference in WORDS:
-                raise ValueError(f"--reference {reference} is that of a model's recipe; with --images give a data set.")
+                raise ValueError(f"'{reference}' is part of a model's recipe; with --images give --reference FOLDER.")
 
 
 def located(request: QualityRequest) -> QualityRequest:

@@ -35,7 +35,9 @@ def data_for(model: str, given: str | None) -> DataConfig:
         if model in bundled() and model in recipes():
             given = model
         else:
-            raise ValueError(f"'{model}' does not say which images it was trained on; give --data.")
+            raise ValueError(
+                f"'{model}' does not say which images it was trained on; give --data, or for FID --reference."
+            )
     elif given.lstrip().startswith("{"):
         mapping = load_mapping(given)
         if mapping.keys() & {"train", "val"}:

@@ -7,6 +7,7 @@ stands in for Inception where no Inception weights are at hand, and is small eno
 from pathlib import Path
 
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -76,7 +77,7 @@ def load_cifar_resnet(path: Path) -> CifarResNet:
     model = CifarResNet()
     try:
         model.load_state_dict(load_file(path))
-    except RuntimeError:
+    except (RuntimeError, SafetensorError):
         raise ValueError(
             f"'{path}' does not hold a CIFAR-10 ResNet-56; genaim.evaluation.cifar tells the layout."
         ) from None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genaim.data.dataset import BadFiles, ImageDataset, collate
-from genaim.data.sources import FolderSource, SourceConfig, digest
+from genaim.data.sources import FolderSource, SourceConfig, digest, one_line
 from genaim.data.transforms import open_image, tensor_to_levels, to_rgb
 from genaim.tokenizers import Tokenizer
 
@@ -157,7 +157,10 @@ def from_folder(path: Path) -> ImageSet:
     source = FolderSource(SourceConfig(path=str(path)))
 
     def read(index: int) -> Tensor:
-        picture = to_rgb(open_image(source.root / source.files[index]))
+        try:
+            picture = to_rgb(open_image(source.root / source.files[index]))
+        except Exception as error:  # decoders raise any type
+            raise ValueError(f"'{source.name(index)}' cannot be read ({one_line(error)}); remove it.") from None
         return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
 
     height, width = read(0).shape[1:]

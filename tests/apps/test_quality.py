@@ -236,7 +236,27 @@ def test_references_that_do_not_fit_are_refused(genaim, model, options, photos, 
     refused = genaim(*base, "--reference", "large.npz")
     assert refused.code == 2 and "images of 8x8 pixels and reference 'large.npz' of 16x16" in refused.err
     refused = genaim(*base)
-    assert (refused.code == 2 and "give --data" in refused.err) or "--reference" in refused.err
+    assert refused.code == 2 and "give --data, or for FID --reference" in refused.err
+    given = ["--extractor", "cifar-resnet56", "--weights", weights, "--reference", photos]
+    refused = genaim("evaluate", "fid", "--images", "nowhere", *given)
+    assert refused.code == 2 and "there is no 'nowhere'" in refused.err
+    Path("broken").mkdir()
+    Path("broken/a.png").write_text("no picture")
+    refused = genaim("evaluate", "fid", "--images", "broken", *given)
+    assert refused.code == 2 and "a.png' cannot be read" in refused.err
+    refused = genaim("evaluate", "fid", "--images", photos, *given, "--weights", "broken/a.png")
+    assert refused.code == 2 and "a.png' does not hold a CIFAR-10 ResNet-56" in refused.err
+
+
+def test_another_config_of_the_same_weights_is_measured_anew(genaim, model, options, tmp_path):
+    assert genaim("evaluate", "fid", "--model", model, "-n", 12, *options, "--out", "first").code == 0
+    shutil.copytree(model, tmp_path / "changed")
+    path = tmp_path / "changed" / "tokenizer" / "config.json"
+    config = json.loads(path.read_text())
+    config["tokenizer"]["residual_ratio"] = 0.9
+    path.write_text(json.dumps(config))
+    assert genaim("evaluate", "fid", "--model", tmp_path / "changed", "-n", 12, *options, "--out", "second").code == 0
+    assert record("first")["figures"][0]["figures"]["fid"] != record("second")["figures"][0]["figures"]["fid"]
 
 
 def test_records_of_other_versions_and_other_files_are_refused(genaim, model, options):
