@@ -25,13 +25,14 @@ def held_out_emoji(root: Path, count: int) -> tuple["Tensor", "Tensor"]:
     """
     from genaim.data import DataConfig, ImageDataset, build_dataset
     from genaim.data.dataset import collate
+    from genaim.evaluation.image_sets import evenly
 
     source: Any = {"path": str(root / "noto_emoji"), "format": "parquet", "split": "test"}
     data = build_dataset(DataConfig(train=source, val=source, image_size=EMOJI_SIDE), "val")
     assert isinstance(data, ImageDataset)
     if not 1 <= count <= len(data):
         raise ValueError(f"-n is {count}; it must be in 1 to {len(data)}, the emoji of the test split.")
-    batch = collate([data.sample(number * len(data) // count, (0,)) for number in range(count)])
+    batch = collate([data.sample(index, (0,)) for index in evenly(range(len(data)), count)])
     assert batch.images is not None  # in place of a file that cannot be read comes the next one
     return batch.images, batch.labels
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genaim.core.progress import Progress
 from genaim.evaluation.extractors import Extractor
-from genaim.evaluation.image_sets import CHUNK, ImageSet
+from genaim.evaluation.image_sets import CHUNK, ImageSet, num_chunks
 
 PICTURES = "pictures"  # beside the layers in a chunk's file
 
@@ -47,7 +47,7 @@ def extract(
     """
     folder.mkdir(parents=True, exist_ok=True)
     what, count = f"features of {images.name}", images.count
-    chunks = [k for k in range(-(-count // CHUNK)) if k % processes == process]
+    chunks = [k for k in range(num_chunks(count)) if k % processes == process]
     missing = [k for k in chunks if not _complete(folder / _file(k), keep)]
     if not missing:
         return
@@ -69,7 +69,7 @@ def extract(
 
 def collect(folder: Path, count: int, layers: list[str]) -> dict[str, Tensor]:
     """The features of the first ``count`` images, (count, F) by layer, once all chunks are there."""
-    files = [folder / _file(k) for k in range(-(-count // CHUNK))]
+    files = [folder / _file(k) for k in range(num_chunks(count))]
     parts = [load_file(path) for path in files]
     return {layer: torch.cat([part[layer] for part in parts])[:count] for layer in layers}
 

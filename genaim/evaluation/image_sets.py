@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genaim.data.dataset import BadFiles, ImageDataset, collate
 from genaim.data.sources import FolderSource, SourceConfig, digest, one_line
-from genaim.data.transforms import open_image, tensor_to_levels, to_rgb
+from genaim.data.transforms import levels_to_tensor, open_image, tensor_to_levels, to_rgb
 from genaim.tokenizers import Tokenizer
 
 CHUNK = 64
@@ -48,7 +48,12 @@ def chunked(count: int) -> int:
 
     Generated chunks are always whole, so that more images can be asked for later.
     """
-    return -(-count // CHUNK) * CHUNK
+    return num_chunks(count) * CHUNK
+
+
+def num_chunks(count: int) -> int:
+    """Chunks that hold so many images; the last may hold fewer than a chunk."""
+    return -(-count // CHUNK)
 
 
 # Generated
@@ -139,7 +144,7 @@ def reconstructed(name: str, source: ImageSet, tokenizer: Tokenizer, weights: st
 
     @torch.no_grad()
     def images(wanted: range) -> Tensor:
-        inputs = source.images(wanted).float() / 127.5 - 1
+        inputs = levels_to_tensor(source.images(wanted).numpy())
         return tensor_to_levels(tokenizer.decode(tokenizer.encode(inputs.to(device)))).cpu()
 
     return ImageSet(name, digest("reconstructed", source.key, weights), source.count, source.size, images)
