@@ -17,6 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from apps.folders import write_json
+
 COUNT = 16
 TARGETS = {"help": 0.5, "sample, process": 15.0, "sample, model": 4.0}  # seconds, on 2 CPU cores
 
@@ -41,7 +43,7 @@ def bench(model: str, repeats: int, report: Path | None) -> None:
         machine = {**record["machine"], "cores": os.cpu_count(), "python": platform.python_version()}
         settings = {name: record["settings"][name] for name in ("model", "weights", "count", "device", "dtype")}
         result = {"seconds": figures, "repeats": repeats, "settings": settings, "machine": machine}
-        report.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(report, result)
 
 
 def timed(arguments: Sequence[str]) -> float:

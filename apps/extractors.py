@@ -1,12 +1,12 @@
 """From what ``--extractor`` and ``--weights`` say to a feature extractor."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from apps.folders import hash_file
 from genaim.core.progress import Progress
 from genaim.evaluation.extractors import CIFAR, ENCODER, INCEPTION, Extractor, check_pickle, make_extractor
 from genaim.evaluation.quality import fidelity
@@ -56,7 +56,7 @@ def load_extractor(name: str, weights: str | None, device: torch.device, progres
         extractor = make_extractor(name, device, **arguments)
     except RuntimeError as error:
         raise ValueError(f"'{path}' does not hold weights of '{name}': {' '.join(str(error).split())[:150]}") from None
-    return Named(name, "none" if path is None else file_digest(path), extractor)
+    return Named(name, "none" if path is None else hash_file(path)[:16], extractor)
 
 
 def inception_weights(progress: Progress) -> Path:
@@ -75,9 +75,3 @@ def inception_weights(progress: Progress) -> Path:
             f"Inception weights cannot be downloaded ({error}); give the file of {url} by --weights, or take another "
             f"--extractor, such as {CIFAR}."
         ) from None
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, 16 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -20,10 +20,7 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: If the file is something else.
     """
-    try:
-        record = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        record = None
+    record = read_json(path)
     if not isinstance(record, dict) or record.get("format") != RECORD_FORMAT:
         raise ValueError(f"'{path}' is not a record of genaim sample; give the record.json of a folder that it wrote.")
     return record
@@ -121,6 +118,29 @@ def file_written_whole(file: Path) -> Iterator[Path]:
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    with file_written_whole(file) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Writes a value as JSON, whole or not at all."""
+    write_text(file, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(file: Path) -> Any:
+    """The value of a JSON file, or None if it is something else.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    try:
+        return json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
 
 
 def hash_file(path: Path) -> str:

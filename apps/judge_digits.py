@@ -4,13 +4,13 @@ The classifier is trained on real MNIST where its weights file is missing. The d
 that `genaim sample` would write: 8-bit RGB, generated in chunks of 64.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from apps.errors import guarded
+from apps.folders import write_json
 
 if TYPE_CHECKING:
     from apps.request import SampleRequest
@@ -75,7 +75,7 @@ def judge(
     figures = {"judge_accuracy": test_accuracy, **judge_request(request, cnn, mnist, progress)}
     report = report or judge.parent / f"{Path(model).name}.json"
     report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps(figures, indent=1) + "\n")
+    write_json(report, figures)
     progress.say(summary(figures))
     progress.say(f"written: {report}")
 

@@ -1,13 +1,12 @@
 """``python -m apps.judge_inpaint``: how good models complete held-out emoji, beside fills that need no model."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from apps.errors import guarded
-from apps.folders import file_written_whole, make_parent
+from apps.folders import file_written_whole, make_parent, write_json
 from apps.held_out import EMOJI_SIDE, held_out_emoji, row_names
 
 if TYPE_CHECKING:
@@ -90,8 +89,7 @@ def judge(
         columns += list(results[:SHOWN, :3].unbind(1))
     progress.say(table(rows))
     if report is not None:
-        with file_written_whole(report) as temporary:
-            temporary.write_text(json.dumps(rows, indent=1) + "\n")
+        write_json(report, rows)
     if sheet is not None:
         from genaim.data.grid import contact_sheet
 

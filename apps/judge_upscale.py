@@ -4,7 +4,6 @@ Two sets, both held out: emoji at the size that the models make, and the five ph
 are PIL's antialiased bicubic reductions, and everything is measured on 8-bit pictures, as they are written.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from apps.errors import guarded
-from apps.folders import file_written_whole, make_parent
+from apps.folders import make_parent, write_json
 from apps.held_out import EMOJI_SIDE, held_out_emoji, row_names
 
 if TYPE_CHECKING:
@@ -99,8 +98,7 @@ def judge(
                 rows.append(judged(test, f"{name}, mean of {samples}", mean))
     progress.say(table(rows))
     if report is not None:
-        with file_written_whole(report) as temporary:
-            temporary.write_text(json.dumps(rows, indent=1) + "\n")
+        write_json(report, rows)
         progress.say(f"written: {report}")
 
 

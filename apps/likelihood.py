@@ -1,6 +1,5 @@
 """`genaim evaluate likelihood`: what the images of a split cost under a model."""
 
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from apps.folders import file_written_whole, make_parent
+from apps.folders import make_parent, write_json
 from apps.progress import make_progress
 from apps.sample import libraries, machine
 from apps.splits import data_for, open_split
@@ -80,8 +79,7 @@ def score(request: LikelihoodRequest, report: Path | None = None) -> Likelihood:
             "libraries": libraries(),
             "machine": machine(device.type),
         }
-        with file_written_whole(report) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
+        write_json(report, record)
         print(f"written: {report}")
     return found
 

@@ -3,7 +3,6 @@
 One table has the models, the same architectures with fresh weights, and the pixels themselves.
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from apps.folders import file_written_whole, make_parent
+from apps.folders import make_parent, write_json
 from apps.held_out import row_names
 from apps.probe_report import Row, check_plot, plot, tables
 from apps.progress import make_progress
@@ -117,8 +116,7 @@ def probe(request: ProbeRequest, report: Path | None = None, picture: Path | Non
         print(f"written: {picture}")
     if report is not None:
         record = make_record(request, models, images, rows, device)
-        with file_written_whole(report) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
+        write_json(report, record)
         print(f"written: {report}")
     return rows
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from apps.plots import need_matplotlib, new_figure, write_figure
+from apps.tables import markdown_table
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -39,29 +40,30 @@ def tables(rows: Sequence[Row]) -> str:
     names, probes = (list(dict.fromkeys(values)) for values in zip(*((r.features, r.probe) for r in rows), strict=True))
     winners, accuracy = best(rows), {(row.features, row.layer, row.probe): row for row in rows}
     layers = {name: list(dict.fromkeys(row.layer for row in rows if row.features == name)) for name in names}
-    lines = [f"| features, best layer | {' | '.join(probes)} |", f"|---|{'---|' * len(probes)}"]
+    summary = []
     for name in names:
-        cells = []
+        cells = [name]
         for probe in probes:
             row = winners.get((name, probe))
             where = f" ({row.layer})" if row and len(layers[name]) > 1 else ""
             cells.append(f"{row.accuracy:.2%}{where}" if row else "-")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        summary.append(cells)
+    lines = markdown_table(["features, best layer", *probes], summary)
     errors = [row.standard_error for row in winners.values()]
     lines.append(f"\nStandard errors are {min(errors):.2%} to {max(errors):.2%}.")
     if all(len(found) == 1 for found in layers.values()):
         return "\n".join(lines)
     lines[-1] += " The best layer is the best on the test images."
-    lines += ["", f"| features | layer | {' | '.join(probes)} |", f"|---|---|{'---|' * len(probes)}"]
+    every = []
     for name in names:
         for layer in layers[name]:
-            cells = []
+            cells = [name, layer]
             for probe in probes:
                 row = accuracy.get((name, layer, probe))
                 mark = "**" if row and row is winners[name, probe] and len(layers[name]) > 1 else ""
                 cells.append(f"{mark}{row.accuracy:.2%}{mark}" if row else "-")
-            lines.append(f"| {name} | {layer} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            every.append(cells)
+    return "\n".join([*lines, "", *markdown_table(["features", "layer", *probes], every)])
 
 
 def check_plot(file: Path | None) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import Tensor
 
 from apps.errors import Stopped
 from apps.extractors import Named, load_extractor
@@ -117,7 +116,7 @@ def evaluate_quality(
         progress.stop()
     if not state.is_main_process:
         return None
-    rows = [measure(request, plan, *pair, reference, cache) for pair in plan.compared for reference in plan.references]
+    rows = measure(request, plan, cache)
     record = make_record(request, plan.settings, plan.weights, rows, plan.extractor, command, plan.device.type)
     target.mkdir(parents=True, exist_ok=True)
     write_record(target, record)  # first: its folder is then known as this measurement's
@@ -161,26 +160,27 @@ def make_plan(request: QualityRequest, progress: Progress, extractor_weights: st
     return Plan(extractor, compared, references, settings, weights, device)
 
 
-def measure(request: QualityRequest, plan: Plan, images: ImageSet, count: int, reference: Compared, cache: Path) -> Row:
-    """The figures of a set of images against a reference, from features that are there."""
+def measure(request: QualityRequest, plan: Plan, cache: Path) -> list[Row]:
+    """The figures of all images against all references, from features that are there."""
     layers = plan.extractor.extractor.layers
     names = [layer for layer in (layers.features, layers.logits) if layer is not None]
-
-    def features(of: ImageSet, number: int) -> dict[str, Tensor]:
-        return collect(plan.folder(of, cache), number, names)
-
-    known, number = None, None
-    if reference.images is not None:
-        number = reference.images.count
-        known = features(reference.images, number)[layers.features]
-    figures = quality(
-        features(images, count),
-        Reference(known, reference.statistics),
-        layers,
-        PROTOCOLS[request.protocol],
-        bootstrap=request.bootstrap,
-    )
-    return Row(images.name, count, reference.name, number, figures)
+    features = {s.key: collect(plan.folder(s, cache), s.count, names) for s in plan.image_sets()}
+    rows = []
+    for images, count in plan.compared:
+        generated = {name: found[:count] for name, found in features[images.key].items()}
+        for reference in plan.references:
+            known, number = None, None
+            if reference.images is not None:
+                known, number = features[reference.images.key][layers.features], reference.images.count
+            figures = quality(
+                generated,
+                Reference(known, reference.statistics),
+                layers,
+                PROTOCOLS[request.protocol],
+                bootstrap=request.bootstrap,
+            )
+            rows.append(Row(images.name, count, reference.name, number, figures))
+    return rows
 
 
 def write_statistics(

@@ -11,14 +11,15 @@ import numpy as np
 from PIL import Image
 
 from apps.extractors import Named
-from apps.folders import file_written_whole
+from apps.folders import file_written_whole, read_json, write_text
 from apps.quality_request import QualityRequest, request_to_dict
 from apps.request import Settings
 from apps.sample import libraries, machine
 from apps.sample import write_record as write_lines
+from apps.tables import markdown_table
 from genaim.data.sources import digest
 from genaim.evaluation.chunks import pictures
-from genaim.evaluation.image_sets import CHUNK
+from genaim.evaluation.image_sets import CHUNK, num_chunks
 from genaim.evaluation.npz import write_npz
 from genaim.evaluation.quality import Figure
 
@@ -80,10 +81,7 @@ def read_record(path: Path) -> dict[str, Any]:
         ValueError: If it is something else, or of another version of genaim's records.
     """
     path = path / RECORD if path.is_dir() else path
-    try:
-        record = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        record = None
+    record = read_json(path)
     found = record.get("format") if isinstance(record, dict) else None
     if not isinstance(found, str) or not found.startswith(FORMAT.rpartition(" ")[0]):
         raise ValueError(f"'{path}' is not a record of genaim evaluate; give the record.json that it wrote.")
@@ -118,8 +116,7 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Writes record.json and record.md."""
     with file_written_whole(folder / RECORD) as temporary:
         write_lines(temporary, record)
-    with file_written_whole(folder / TABLE) as temporary:
-        temporary.write_text(in_markdown(record))
+    write_text(folder / TABLE, in_markdown(record))
 
 
 def in_markdown(record: dict[str, Any]) -> str:
@@ -149,13 +146,11 @@ def in_markdown(record: dict[str, Any]) -> str:
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Figures as the lines of a Markdown table."""
     shown = [name for name in HEADINGS if any(name in row["figures"] for row in rows)]
-    headings = ["images", "reference", *(HEADINGS[name] for name in shown)]
-    lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
+    lines = []
     for row in rows:
         cells = [_counted(row["images"], row["images_count"]), _counted(row["reference"], row["reference_count"])]
-        cells += [figure_in_words(name, row["figures"].get(name)) for name in shown]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        lines.append(cells + [figure_in_words(name, row["figures"].get(name)) for name in shown])
+    return markdown_table(["images", "reference", *(HEADINGS[name] for name in shown)], lines)
 
 
 def _counted(name: str, count: int | None) -> str:
@@ -173,7 +168,7 @@ def figure_in_words(name: str, figure: dict[str, Any] | None) -> str:
 
 def write_pictures(folder: Path, chunks: Path, count: int, save: str) -> None:
     """Writes the images that were measured: ``png`` into ``folder/images``, ``npz`` as ADM does."""
-    parts = (pictures(chunks, k).permute(0, 2, 3, 1).numpy() for k in range(-(-count // CHUNK)))
+    parts = (pictures(chunks, k).permute(0, 2, 3, 1).numpy() for k in range(num_chunks(count)))
     if save == "npz":
         write_npz(folder / "samples.npz", arr_0=np.concatenate(list(parts))[:count])
         return

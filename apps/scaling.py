@@ -18,7 +18,7 @@ import yaml
 
 import genaim
 from apps.errors import Stopped
-from apps.folders import file_written_whole
+from apps.folders import read_json, write_json, write_text
 from apps.plots import need_matplotlib
 from apps.progress import make_progress
 from apps.scaling_grid import GridPoint, make_grid
@@ -160,7 +160,7 @@ def settle_study(out: Path, config: GeneratorRunConfig, grid: Sequence[GridPoint
         raise ValueError(f"{out} is not empty and holds no scaling study; choose another --out.")
     if is_main():
         out.mkdir(parents=True, exist_ok=True)
-        write(path, json.dumps({"recipe": config.model_dump(mode="json"), "points": names}, indent=1))
+        write_json(path, {"recipe": config.model_dump(mode="json"), "points": names})
 
 
 def read_study(path: Path) -> dict[str, Any]:
@@ -169,10 +169,7 @@ def read_study(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: If the file is something else.
     """
-    try:
-        study = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        study = None
+    study = read_json(path)
     if not isinstance(study, dict) or study.keys() != {"recipe", "points"}:
         raise ValueError(f"'{path}' is not the file of a scaling study; choose another --out.")
     return study
@@ -258,8 +255,8 @@ def write_results(out: Path, request: ScalingRequest, config: GeneratorRunConfig
         ],
         "fits": [fit_record(s) for s in series],
     }
-    write(out / "results.json", json.dumps(record, indent=1))
-    write(out / "results.md", as_markdown(record))
+    write_json(out / "results.json", record)
+    write_text(out / "results.md", as_markdown(record))
     draw(points, series, out / "scaling.png")
 
 
@@ -272,9 +269,3 @@ def fit_record(series: Series) -> dict[str, Any]:
 def is_main() -> bool:
     """Whether this is the first of the processes."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    with file_written_whole(path) as temporary:
-        temporary.write_text(text)

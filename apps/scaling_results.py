@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apps.plots import new_figure, write_figure
+from apps.tables import markdown_table
 from genaim.core.progress import duration
 from genaim.evaluation.study import Series, StudyPoint
 
@@ -19,6 +20,18 @@ AXES = {
     "data": "different training images",
     "compute": "training operations (FLOPs)",
 }
+POINT_COLUMNS = (
+    "size",
+    "images",
+    "parameters",
+    "with embeddings and head",
+    "FLOPs/step",
+    "lowest loss",
+    "at step",
+    "last loss",
+    "time",
+)
+FIT_COLUMNS = ("loss against", "of", "points", "alpha", "A", "E", "R2")
 NOTES = """\
 The loss of a point is its lowest validation loss. Fits are `L = E + A x^-alpha`, least squares in the loss; E is
 fitted to four points or more, and else, or where the best E is not above 0, held at 0. In brackets: the 95% profile
@@ -54,11 +67,11 @@ def as_markdown(record: Mapping[str, Any]) -> str:
             f"```\n{record['command']}\n```\n",
             f"{record['budget_steps']} steps of {record['batch_size']} images each, of which {record['warmup_steps']} "
             f"warm-up, seed {record['seed']}; on {machines}. Losses in {record['loss_unit']}.\n",
-            table(
-                "size|images|parameters|with embeddings and head|FLOPs/step|lowest loss|at step|last loss|time", points
-            ),
+            *markdown_table(POINT_COLUMNS, points),
+            "",
             NOTES,
-            table("loss against|of|points|alpha|A|E|R2", [fit_row(fit) for fit in record["fits"]]),
+            *markdown_table(FIT_COLUMNS, map(fit_row, record["fits"])),
+            "",
         ]
     )
 
@@ -82,12 +95,6 @@ def exponent_text(exponent: float, interval: Sequence[float | None]) -> str:
     """``0.081 (0.062 to 0.101)``."""
     low, high = ("..." if end is None else f"{end:.3f}" for end in interval)
     return f"{exponent:.3f} ({low} to {high})"
-
-
-def table(head: str, rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; ``head`` names its columns, between bars."""
-    lines = [head.replace("|", " | "), " | ".join(["---"] * (head.count("|") + 1)), *(" | ".join(row) for row in rows)]
-    return "".join(f"| {line} |\n" for line in lines)
 
 
 def draw(points: Sequence[StudyPoint], series: Sequence[Series], path: Path) -> None:

@@ -1,17 +1,17 @@
 """`genaim evaluate sweep`: figures over a grid of sampling settings, with the best one marked."""
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from apps.folders import file_written_whole
+from apps.folders import write_json, write_text
 from apps.plots import need_matplotlib, new_figure, write_figure
 from apps.quality import evaluate_quality
 from apps.quality_record import HEADINGS, SCALES, figure_in_words
 from apps.quality_request import QualityRequest
+from apps.tables import markdown_table
 from genaim.evaluation.quality import PROTOCOLS
 
 AXES = {"guidance": "guidance_scale", "temperature": "temperature", "steps": "num_steps"}
@@ -69,9 +69,8 @@ def sweep(
     text = "\n".join(in_markdown(points, best, best_by)) + "\n"
     print(text, end="")
     content = {"format": FORMAT, "command": list(command), "best_by": best_by, "best": best, "points": points}
-    for name, written in {"sweep.json": json.dumps(content, indent=1) + "\n", "sweep.md": text}.items():
-        with file_written_whole(out / name) as temporary:
-            temporary.write_text(written)
+    write_json(out / "sweep.json", content)
+    write_text(out / "sweep.md", text)
     draw(points, best, best_by, out / "sweep.png")
     print(f"written: {out / 'sweep.md'}, sweep.json and sweep.png")
 
@@ -117,14 +116,12 @@ def choose(points: Sequence[dict[str, Any]], best_by: str) -> int:
 def in_markdown(points: Sequence[dict[str, Any]], best: int, best_by: str) -> list[str]:
     """The lines of a table with the best row in bold."""
     axes, figures = list(points[0]["settings"]), list(points[0]["figures"])
-    lines = [
-        f"| {' | '.join([*axes, *(HEADINGS[name] for name in figures)])} |",
-        "|" + "---|" * (len(axes) + len(figures)),
-    ]
+    rows = []
     for i, point in enumerate(points):
         cells = [f"{value:g}" for value in point["settings"].values()]
         cells += [figure_in_words(name, point["figures"][name]) for name in figures]
-        lines.append("| " + " | ".join(f"**{cell}**" if i == best else cell for cell in cells) + " |")
+        rows.append([f"**{cell}**" if i == best else cell for cell in cells])
+    lines = markdown_table([*axes, *(HEADINGS[name] for name in figures)], rows)
     return [*lines, "", f"Best by {HEADINGS[best_by]}: bold."]
 
 
