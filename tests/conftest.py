@@ -37,3 +37,16 @@ def data_root() -> Path:
     if root is None or not root.is_dir():
         pytest.skip("no development data: set GENAIM_DATA to its folder")
     return root
+
+
+@pytest.fixture(scope="session")
+def cifar_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of a CIFAR-10 ResNet-56 in the published layout."""
+    from safetensors.torch import save_file
+
+    from genaim.evaluation.cifar import CifarResNet
+
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("extractor") / "resnet.safetensors"
+    save_file(CifarResNet().state_dict(), path)
+    return path

@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 pytest.importorskip("torch_fidelity")
 
 from genaim.evaluation import chunks
-from genaim.evaluation.cifar import CifarResNet
 from genaim.pretrained import save_model
 from tests.apps.conftest import CLASSES
 from tests.tiny import make_tokenizer
@@ -34,20 +32,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of the CIFAR extractor."""
-    from safetensors.torch import save_file
-
-    torch.manual_seed(3)
-    path = tmp_path_factory.mktemp("extractor") / "resnet.safetensors"
-    save_file(CifarResNet().state_dict(), path)
-    return path
-
-
 @pytest.fixture
-def options(photos: Path, weights: Path) -> list[object]:
-    return ["--reference", photos, "--extractor", "cifar-resnet56", "--weights", weights]
+def options(photos: Path, cifar_weights: Path) -> list[object]:
+    return ["--reference", photos, "--extractor", "cifar-resnet56", "--weights", cifar_weights]
 
 
 def record(folder: str = "evaluations") -> dict[str, Any]:
@@ -128,8 +115,8 @@ def test_images_that_are_kept_give_the_same_figures(genaim, model, options, phot
             assert figures[name]["value"] == pytest.approx(figure["value"], rel=1e-4, abs=1e-6), name
 
 
-def test_statistics_of_a_folder_are_a_reference(genaim, model, photos, weights):
-    extractor = ["--extractor", "cifar-resnet56", "--weights", weights]
+def test_statistics_of_a_folder_are_a_reference(genaim, model, photos, cifar_weights):
+    extractor = ["--extractor", "cifar-resnet56", "--weights", cifar_weights]
     assert genaim("evaluate", "statistics", photos, "--out", "ref.npz", *extractor).code == 0
     assert genaim("evaluate", "fid", "--model", model, "-n", 12, "--reference", "ref.npz", *extractor).code == 0
     alone = record()["figures"][0]
@@ -227,8 +214,8 @@ def test_bad_input_is_one_line(genaim, model, options, name):
     assert not Path("evaluations").exists()
 
 
-def test_references_that_do_not_fit_are_refused(genaim, model, options, photos, weights):
-    base = ["evaluate", "fid", "--model", model, "-n", 12, "--extractor", "cifar-resnet56", "--weights", weights]
+def test_references_that_do_not_fit_are_refused(genaim, model, options, photos, cifar_weights):
+    base = ["evaluate", "fid", "--model", model, "-n", 12, "--extractor", "cifar-resnet56", "--weights", cifar_weights]
     np.savez("inception.npz", mu=np.zeros(64), sigma=np.eye(64))
     refused = genaim(*base, "--reference", "inception.npz")
     assert refused.code == 2 and "statistics of extractor 'inception-v3-compat'" in refused.err
@@ -237,7 +224,7 @@ def test_references_that_do_not_fit_are_refused(genaim, model, options, photos, 
     assert refused.code == 2 and "images of 8x8 pixels and reference 'large.npz' of 16x16" in refused.err
     refused = genaim(*base)
     assert refused.code == 2 and "give --data, or for FID --reference" in refused.err
-    given = ["--extractor", "cifar-resnet56", "--weights", weights, "--reference", photos]
+    given = ["--extractor", "cifar-resnet56", "--weights", cifar_weights, "--reference", photos]
     refused = genaim("evaluate", "fid", "--images", "nowhere", *given)
     assert refused.code == 2 and "there is no 'nowhere'" in refused.err
     Path("broken").mkdir()

@@ -14,7 +14,6 @@ pytest.importorskip("torch_fidelity")
 from genaim.core.progress import SilentProgress
 from genaim.data import DataConfig, ImageDataset, build_dataset
 from genaim.evaluation.chunks import collect, extract, pictures
-from genaim.evaluation.cifar import CifarResNet
 from genaim.evaluation.extractors import CIFAR, INCEPTION, Extractor, check_pickle, make_extractor
 from genaim.evaluation.image_sets import CHUNK, ImageSet, choose_labels, evenly, from_folder, real
 from genaim.evaluation.npz import read_npz, write_npz
@@ -31,17 +30,6 @@ from genaim.evaluation.quality import (
 )
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="session")
-def cifar_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of the CIFAR extractor in the published layout."""
-    from safetensors.torch import save_file
-
-    torch.manual_seed(3)
-    path = tmp_path_factory.mktemp("extractor") / "resnet.safetensors"
-    save_file(CifarResNet().state_dict(), path)
-    return path
 
 
 @pytest.fixture
