@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +197,10 @@ def test_ctrl_c_leaves_nothing_half_written(genaim, model, monkeypatch):
 def test_a_signal_to_the_process_removes_what_it_wrote(model, tmp_path, number, code):
     command = [sys.executable, "-m", "apps.cli", "sample", "--model", str(model), "-n", "100000", "--out", "out"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True)
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in a shell's background ignores it
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True, preexec_fn=heeded
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".out.tmp-*/00000.png")) and time.monotonic() < deadline:
         time.sleep(0.05)
