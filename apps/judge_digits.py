@@ -22,7 +22,6 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 CHUNK = 64
 REAL_DIGITS = 1000
 MIN_ACCURACY = 0.99  # of the classifier, on the whole test split
-NEIGHBOURS = 3
 WANTED = {"agreement": 0.97, "recall": 0.5}  # least figures of a good generator; besides, no two digits are equal
 
 
@@ -53,6 +52,7 @@ def judge(
     """Judge generated digits: agreement with the asked class, repetitions, precision and recall."""
     from apps.progress import make_progress
     from apps.request import SampleRequest
+    from genaim.evaluation.quality import NEIGHBOURS, fidelity
 
     request = SampleRequest(
         model,
@@ -69,6 +69,7 @@ def judge(
     request.check()
     if count <= NEIGHBOURS:
         raise ValueError(f"-n is {count}; recall with k = {NEIGHBOURS} needs more than {NEIGHBOURS} digits.")
+    fidelity("metric_prc")  # refuses its absence before digits are generated
     progress = make_progress()
     mnist = mnist_folder(data)
     cnn, test_accuracy = load_or_train(judge, mnist, progress)
@@ -164,7 +165,7 @@ def judge_request(request: "SampleRequest", cnn: "DigitCNN", mnist: Path, progre
     images = torch.stack([image_to_tensor(picture, IMAGE_SIZE) for picture in pictures])
     test, _ = load_digits(mnist, "test", REAL_DIGITS)
     train, _ = load_digits(mnist, "train", len(images))
-    figures = judge_digits(cnn, images, torch.tensor(settings["labels"]), test, train, k=NEIGHBOURS)
+    figures = judge_digits(cnn, images, torch.tensor(settings["labels"]), test, train)
     return {"model": request.model, **figures, "equal_pairs": equal_pairs(pictures), "settings": _public(settings)}
 
 

@@ -1,7 +1,7 @@
 """A small convolutional classifier of digits: an independent judge of generated ones.
 
 It is trained on real MNIST only and shares no weights with any tokenizer or generator. Its penultimate layer gives the
-features for `genaim.evaluation.recall`.
+features for precision and recall in `genaim.evaluation.judge`.
 """
 
 import os

@@ -5,11 +5,11 @@ from typing import Any
 from torch import Tensor
 
 from genaim.evaluation.digits import DigitCNN, digits_and_features
-from genaim.evaluation.recall import precision_recall
+from genaim.evaluation.quality import NEIGHBOURS, precision_recall
 
 
 def judge_digits(
-    cnn: DigitCNN, images: Tensor, labels: Tensor, test: Tensor, train: Tensor, *, k: int = 3
+    cnn: DigitCNN, images: Tensor, labels: Tensor, test: Tensor, train: Tensor, *, k: int = NEIGHBOURS
 ) -> dict[str, Any]:
     """Figures of generated digits, with those of real training digits as the reference.
 
@@ -23,11 +23,14 @@ def judge_digits(
 
     Returns:
         Shares in [0, 1] and numbers of images, JSON-able.
+
+    Raises:
+        ValueError: If torch-fidelity is not installed, or a set has no k-th neighbour.
     """
     digits, features = digits_and_features(cnn, images)
     real, other = (digits_and_features(cnn, some)[1] for some in (test, train))
     right = (digits == labels).double()
-    found, reference = (precision_recall(real, candidates, k) for candidates in (features, other))
+    found, reference = (precision_recall(candidates, real, k) for candidates in (features, other))
     return {
         "agreement": right.mean().item(),
         "agreement_per_class": {str(c): right[labels == c].mean().item() for c in labels.unique().tolist()},

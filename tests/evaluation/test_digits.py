@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("torch_fidelity")
+
 from apps.judge_digits import app
 from genaim.evaluation.digits import (
     DigitCNN,

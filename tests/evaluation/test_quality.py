@@ -25,7 +25,9 @@ from genaim.evaluation.quality import (
     bootstrap_error,
     features_to_statistics,
     frechet_distance,
+    precision_recall,
     quality,
+    rows_at_a_time,
     statistics_to_distance,
 )
 
@@ -172,6 +174,44 @@ def test_statistics_alone_give_the_same_distance() -> None:
     whole = quality(features, Reference(others), Layers("f"), PROTOCOLS["adm"])
     alone = quality(features, Reference(None, features_to_statistics(others)), Layers("f"), PROTOCOLS["adm"])
     assert alone == {"fid": whole["fid"]}
+
+
+def test_precision_and_recall_of_known_regions() -> None:
+    features = gaussian(200, 8, 0)
+    assert precision_recall(features, features) == (1.0, 1.0)
+    assert precision_recall(gaussian(200, 8, 1) + 1000, features) == (0.0, 0.0)
+    alike = precision_recall(gaussian(500, 8, 1), gaussian(500, 8, 0))
+    assert min(alike) > 0.7
+    two_modes = torch.cat([gaussian(250, 8, 0) - 10, gaussian(250, 8, 1) + 10])
+    one_mode = precision_recall(gaussian(500, 8, 2) - 10, two_modes)
+    assert one_mode.precision > 0.7 and one_mode.recall <= 0.5
+    back = precision_recall(two_modes, gaussian(500, 8, 2) - 10)
+    assert (back.recall, back.precision) == one_mode
+    one_picture = precision_recall(two_modes[:1].expand(500, -1), two_modes)
+    assert one_picture.precision == 1 and one_picture.recall < 0.003  # its own point or, by rounding, none
+    line = torch.tensor([[0.0], [1.0], [3.0], [6.0]])  # radii for k = 1: 1, 1, 2, 3
+    assert precision_recall(torch.tensor([[-1.0], [-1.1], [5.0], [9.5]]), line, k=1).precision == 0.5
+
+
+def test_precision_and_recall_in_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = gaussian(300, 16, 0), gaussian(250, 16, 1) * 1.2
+    whole = precision_recall(*sets)
+    for rows in (7, 40, 100):
+        monkeypatch.setattr("genaim.evaluation.quality.rows_at_a_time", lambda count, rows=rows: rows)
+        assert precision_recall(*sets) == whole
+    assert 0.1 < whole.recall < 1 and 0.1 < whole.precision < 1
+    assert (rows_at_a_time(1000), rows_at_a_time(1_281_167), rows_at_a_time(10**12)) == (10_000, 97, 32)
+
+
+@pytest.mark.parametrize(
+    ("generated", "reference", "k", "message"),
+    [((9, 2), (3, 2), 3, "needs more than 3 images"), ((9, 2), (9, 2), 0, "k = 0"), ((9, 3), (9, 2), 3, "must be")],
+)
+def test_precision_and_recall_of_bad_sets_are_refused(
+    generated: tuple[int, int], reference: tuple[int, int], k: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        precision_recall(torch.zeros(generated), torch.zeros(reference), k)
 
 
 # Chunks
