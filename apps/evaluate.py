@@ -24,6 +24,9 @@ Data = Annotated[
     ),
 ]
 Limit = Annotated[int | None, typer.Option("--count", "-n", help="Images, evenly over the split. Default: all.", min=1)]
+Cache = Annotated[
+    Path, typer.Option(metavar="FOLDER", help="Where finished parts are kept; the same command goes on there.")
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write a record to this file.")]
 
 
@@ -89,9 +92,11 @@ def probe(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw accuracy by layer: .png, .svg or .pdf.")
     ] = None,
+    cache: Cache = Path("cache"),
 ) -> None:
     """Read classes off the features of models, layer by layer, beside pixels and untrained models."""
-    from apps.probe import ProbeRequest, parse_layers, parse_numbers, probe
+    from apps.probe import probe
+    from apps.probe_request import ProbeRequest, parse_layers, parse_numbers
 
     request = ProbeRequest(
         tuple(models),
@@ -109,7 +114,7 @@ def probe(
         device=device,
         dtype=dtype,
     )
-    probe(request, json, plot)
+    probe(request, json, plot, cache=cache, command=_command())
 
 
 Model = Annotated[
@@ -156,7 +161,6 @@ Save = Annotated[Literal["png", "npz"] | None, typer.Option(help="Keep the image
 OutFolder = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Folder to write. Default: evaluations/MODEL-KIND-DIGEST.")
 ]
-Cache = Annotated[Path, typer.Option(metavar="FOLDER", help="Where features are kept; the same command goes on there.")]
 
 
 @evaluate.command()

@@ -3,9 +3,10 @@
 One table has the models, the same architectures with fresh weights, and the pixels themselves.
 """
 
+import shlex
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from math import isqrt
 from pathlib import Path
@@ -13,9 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from apps.errors import Stopped
 from apps.folders import make_parent, write_json
 from apps.held_out import row_names
 from apps.probe_report import Row, check_plot, plot, tables
+from apps.probe_request import ProbeRequest, check, protocols_of
+from apps.probe_scores import KeptScores
 from apps.progress import make_progress
 from apps.sample import libraries, machine
 from apps.splits import Split, data_for, open_split
@@ -24,50 +28,15 @@ from genaim.core.progress import Progress
 from genaim.data import DataConfig
 from genaim.evaluation.features import FeatureSource, ModelFeatures, PixelFeatures, layer_name, untrained
 from genaim.evaluation.fine_tuning import fine_tune, tuned_accuracy
-from genaim.evaluation.probe_protocols import Protocol, choose_protocols
-from genaim.evaluation.probe_sweep import LabelledImages, probed, steps_of, sweep
+from genaim.evaluation.probe_sweep import LabelledImages, Unit, probed, steps_of, sweep
 from genaim.evaluation.probe_training import Training
+from genaim.evaluation.probes import Scores
 from genaim.models import CausalGenerator, Encoder
-from genaim.models.encoder import Layers
 from genaim.pretrained import from_pretrained
 from genaim.tokenizers import fingerprint
 
 RECORD_FORMAT = "genaim probe 1"
 Probeable = Encoder | CausalGenerator
-
-
-@dataclass(frozen=True)
-class ProbeRequest:
-    """What is asked for."""
-
-    models: tuple[str, ...]
-    """Names of models, model folders or run folders, of images of one size."""
-    probes: tuple[str, ...] = ("knn", "linear", "attentive")
-    """Protocols by name."""
-    layers: tuple[Layers, ...] | None = None
-    """Layers of the frozen features, as `features` takes them; None takes all."""
-    data: str | None = None
-    """What `apps.splits.data_for` takes; None takes the recipe of the first model."""
-    train_count: int | None = None
-    """Training images, evenly over the split; None takes all."""
-    test_count: int | None = None
-    """Images to judge on, evenly over the split; None takes all."""
-    baselines: bool = True
-    """Whether pixels and untrained models are probed too."""
-    epochs: int | None = None
-    """Of the trained probes; None takes the published number, as in the next two."""
-    step_images: int | None = None
-    """Images of a step."""
-    lrs: tuple[float, ...] | None = None
-    """Peak learning rates to choose from."""
-    seed: int = 0
-    """Seed of probes and untrained models."""
-    batch_size: int = 64
-    """Images whose features are computed together."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    dtype: str = "float32"
-    """Autocast type of the features."""
 
 
 class Images(NamedTuple):
@@ -83,11 +52,26 @@ class Images(NamedTuple):
     """Classes of both."""
 
 
-def probe(request: ProbeRequest, report: Path | None = None, picture: Path | None = None) -> list[Row]:
-    """Probes models, prints tables, and writes a record to ``report`` and a plot to ``picture``.
+def probe(
+    request: ProbeRequest,
+    report: Path | None = None,
+    picture: Path | None = None,
+    *,
+    cache: Path,
+    command: Sequence[str],
+) -> list[Row]:
+    """Probes models, prints tables, and writes a record and a plot.
+
+    Args:
+        request: What is asked for.
+        report: The record's file, if any.
+        picture: The plot's file, if any.
+        cache: Folder where scores are kept, so that the same command goes on where it was interrupted.
+        command: The command line that repeats this.
 
     Raises:
         ValueError: If a model gives no features, or the data do not fit.
+        Stopped: After an interruption, with what is done kept.
     """
     check(request)
     check_plot(picture)
@@ -96,16 +80,17 @@ def probe(request: ProbeRequest, report: Path | None = None, picture: Path | Non
     progress = make_progress(sys.stderr)
     device = pick_device(request.device)
     pick_dtype(request.dtype, device)  # refuses unknown ones
-    models = {name: load(model, device, progress) for model, name in row_names(request.models).items()}
-    for name, model in models.items():
-        ModelFeatures(model, request.layers)  # refuses layers that are not there
-        if size_of(model) != size_of(next(iter(models.values()))):
-            raise ValueError(f"'{name}' sees images of another size than '{next(iter(models))}'; probe them apart.")
-    images = open_images(request, size_of(next(iter(models.values()))))
-    rows: list[Row] = []
-    for row in probe_all(request, models, images, device, progress):
-        progress.say(f"{row.features}, layer {row.layer}, {row.probe}: {row.accuracy:.2%}")
-        rows.append(row)
+    try:
+        models = load_all(request, device, progress)
+        images = open_images(request, size_of(next(iter(models.values()))))
+        rows: list[Row] = []
+        for row in probe_all(request, models, images, device, progress, cache / "probes"):
+            progress.say(f"{row.features}, layer {row.layer}, {row.probe}: {row.accuracy:.2%}")
+            rows.append(row)
+    except KeyboardInterrupt:
+        raise Stopped(f"interrupted; the same command goes on: {shlex.join(command)}") from None
+    finally:
+        progress.stop()
     for split in (images.train, images.test):
         if split.bad_files.names:
             progress.say(split.bad_files.summary())
@@ -115,18 +100,23 @@ def probe(request: ProbeRequest, report: Path | None = None, picture: Path | Non
         plot(rows, picture)
         print(f"written: {picture}")
     if report is not None:
-        record = make_record(request, models, images, rows, device)
-        write_json(report, record)
+        write_json(report, make_record(request, models, images, rows, device, command))
         print(f"written: {report}")
     return rows
 
 
 def make_record(
-    request: ProbeRequest, models: dict[str, Probeable], images: Images, rows: list[Row], device: torch.device
+    request: ProbeRequest,
+    models: dict[str, Probeable],
+    images: Images,
+    rows: list[Row],
+    device: torch.device,
+    command: Sequence[str],
 ) -> dict[str, Any]:
     """What was asked for, on what, and what was found; JSON-able."""
     return {
         "format": RECORD_FORMAT,
+        "command": shlex.join(command),
         "settings": {**asdict(request), "device": device.type},
         "weights": {name: fingerprint(model) for name, model in models.items()},
         "protocols": {name: asdict(protocol) for name, protocol in protocols_of(request).items()},
@@ -138,48 +128,19 @@ def make_record(
     }
 
 
-def check(request: ProbeRequest) -> None:
-    """Raises ValueError for what no model can honour."""
-    if request.batch_size < 1:
-        raise ValueError(f"--batch-size is {request.batch_size}; it must be 1 or more.")
-    protocols_of(request)
-
-
-def protocols_of(request: ProbeRequest) -> dict[str, Protocol]:
-    """What is asked for, by name.
+def load_all(request: ProbeRequest, device: torch.device, progress: Progress) -> dict[str, Probeable]:
+    """The models of a request by what the tables call them.
 
     Raises:
-        ValueError: If there is no such probe, or a number does not fit.
+        ValueError: If one of them gives no such features, or they see images of several sizes.
     """
-    chosen = choose_protocols(request.probes, epochs=request.epochs, batch_size=request.step_images, lrs=request.lrs)
-    if "finetune" in chosen and len(request.lrs or ()) > 1:
-        raise ValueError("finetune takes one learning rate; give --lr one, or probe without it.")
-    return chosen
-
-
-def parse_numbers(text: str | None) -> tuple[float, ...] | None:
-    """Positive numbers with commas between them.
-
-    Raises:
-        ValueError: If they are something else.
-    """
-    if text is None:
-        return None
-    try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if not found or not all(0 < number < float("inf") for number in found):
-        raise ValueError(f"--lr is '{text}'; give positive numbers with commas, such as 1e-3,1e-2.")
-    return found
-
-
-def parse_layers(text: str | None) -> tuple[Layers, ...] | None:
-    """``0,-1,norm`` as `features` takes them; the models refuse what is not there."""
-    if text is None:
-        return None
-    names = [name.strip() for name in text.split(",")]
-    return tuple(int(name) if name.removeprefix("-").isdecimal() else name for name in names)
+    models = {name: load(model, device, progress) for model, name in row_names(request.models).items()}
+    first = next(iter(models))
+    for name, model in models.items():
+        ModelFeatures(model, request.layers)  # refuses layers that are not there
+        if size_of(model) != size_of(models[first]):
+            raise ValueError(f"'{name}' sees images of another size than '{first}'; probe them apart.")
+    return models
 
 
 def load(name: str, device: torch.device, progress: Progress) -> Probeable:
@@ -228,27 +189,54 @@ def probe_all(
     images: Images,
     device: torch.device,
     progress: Progress,
+    kept: Path,
 ) -> Iterator[Row]:
-    """Every figure of a request, as it is found."""
+    """Every figure of a request, as it is found; those in the folder ``kept`` are not measured again."""
     train, test = (
         LabelledImages(partial(split.batches, request.batch_size, images.data.num_workers), len(split))
         for split in (images.train, images.test)
     )
     options: dict[str, Any] = {"seed": request.seed, "device": device}
-    frozen = protocols_of(request)
-    tuning = frozen.pop("finetune", None)
+    protocols = protocols_of(request)
+    frozen = {name: protocol for name, protocol in protocols.items() if name != "finetune"}
+    tuning = protocols.get("finetune")
     dtype = pick_dtype(request.dtype, device)
     for name, model in rows_of(request, models, device):
         source: FeatureSource = model if isinstance(model, PixelFeatures) else ModelFeatures(model, request.layers)
+        finished = KeptScores(kept, decisive(request, model, images, device), protocols)
         if frozen:
-            classes = images.num_classes
-            for found in sweep(
-                source, train, test, classes, frozen, name=name, progress=progress, dtype=dtype, **options
-            ):
+            options_of_sweep = {"name": name, "progress": progress, "finished": finished, "dtype": dtype, **options}
+            for found in sweep(source, train, test, images.num_classes, frozen, **options_of_sweep):
                 yield Row(name, *found)
         if isinstance(tuning, Training) and not isinstance(model, PixelFeatures):
-            accuracy = tuned(name, model, images, test, tuning, progress, options)
-            yield Row(name, *probed(layer_name(model, None), "finetune", accuracy, test.total))
+            unit = Unit(layer_name(model, None), "finetune", tuning.lrs[0])
+            if unit not in finished:
+                finished[unit] = tuned(name, model, images, test, tuning, progress, options)
+            yield Row(name, *probed(unit.layer, unit.probe, finished[unit]))
+
+
+def decisive(
+    request: ProbeRequest, model: Probeable | PixelFeatures, images: Images, device: torch.device
+) -> dict[str, Any]:
+    """What decides the scores of a model beside layer and protocol, to the last bit; JSON-able."""
+    if isinstance(model, PixelFeatures):
+        features: dict[str, Any] = {"pixels": model.patch_size}
+    else:
+        parts = (model, model.tokenizer) if isinstance(model, CausalGenerator) else (model,)
+        configs = [part.config.model_dump(mode="json") for part in parts]
+        features = {"weights": fingerprint(model), "configs": configs}
+    return {
+        "format": RECORD_FORMAT,
+        **features,
+        "train": [images.train.dataset.fingerprint(), len(images.train)],
+        "test": [images.test.dataset.fingerprint(), len(images.test)],
+        "augmentation": images.data.model_dump(mode="json", include={"background", "crop", "crop_scale", "flip"}),
+        "seed": request.seed,
+        "batch_size": request.batch_size,
+        "dtype": request.dtype,
+        "device": device.type,
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+    }
 
 
 def rows_of(
@@ -283,8 +271,8 @@ def tuned(
     training: Training,
     progress: Progress,
     options: dict[str, Any],
-) -> float:
-    """Accuracy of a copy of a model after fine-tuning."""
+) -> Scores:
+    """Scores of a copy of a model after fine-tuning."""
     report = steps_of(progress, f"{name}, finetune")
     data = images.train.augmented(images.data)
     found = fine_tune(
@@ -294,4 +282,4 @@ def tuned(
     progress.start(f"{name}, finetune: the test images", 0, test.total)
     accuracy = tuned_accuracy(found, test.batches(), options["device"], lambda done: progress.advance(done, {}))
     progress.stop()
-    return accuracy
+    return Scores(accuracy, test.total)

@@ -4,6 +4,9 @@ Their numbers are those of `probe_protocols`. Predictions for an image depend on
 images that are judged beside it.
 """
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,24 +19,47 @@ HELD_OUT = 0.1  # share of the training images on which penalties and learning r
 CHUNK = 1000  # rows of similarities, or images of a probe in evaluation, held at a time
 
 
-def probe_accuracy(
+class Scores(NamedTuple):
+    """What one training of a probe reached."""
+
+    accuracy: float
+    """Share of the test images whose class the probe said."""
+    images: int
+    """How many test images there were."""
+    held_out: float | None = None
+    """Its accuracy on held-out training images, by which learning rates are chosen; None where none are held out."""
+
+
+def learning_rates(protocol: Protocol) -> tuple[float | None, ...]:
+    """Those among which a protocol chooses; one None where it trains nothing step by step."""
+    return protocol.lrs if isinstance(protocol, Training) else (None,)
+
+
+def chosen(scores: Iterable[Scores]) -> Scores:
+    """The scores of the learning rate that is best on the held-out images, the first of equal ones."""
+    return max(scores, key=lambda found: found.held_out or 0.0)
+
+
+def probe_scores(
     protocol: Protocol,
     train: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
     num_classes: int,
     *,
+    lr: float | None = None,
     num_heads: int = 1,
     seed: int = 0,
     device: torch.device | str = "cpu",
     report: Report | None = None,
-) -> float:
-    """Share of the test images whose class a probe of frozen features says.
+) -> Scores:
+    """Fits a probe of frozen features and judges it.
 
     Args:
         protocol: What to do; not one of a whole model.
         train: Features, (M, F), or (M, N, D) for protocols of patches, and labels (M,) int64.
         test: The same of the images that are judged.
         num_classes: Classes.
+        lr: One of the protocol's `learning_rates`.
         num_heads: Attention heads of the attentive probe.
         seed: Seed of the initial weights, of the order of images, and of the part that is held out.
         device: Where to compute.
@@ -43,13 +69,17 @@ def probe_accuracy(
         ValueError: If there are too few images.
     """
     (features, labels), (others, truth) = ((x.to(device), y.to(device)) for x, y in (train, test))
+    share = None
     if isinstance(protocol, KNN):
         found = knn(features, labels, others, num_classes, k=protocol.k, temperature=protocol.temperature)
     elif isinstance(protocol, Logistic):
         found = logistic(features, labels, others, num_classes, protocol, seed=seed)
     else:
-        found = trained(features, labels, others, num_classes, protocol, num_heads=num_heads, seed=seed, report=report)
-    return (found == truth).double().mean().item()
+        assert lr is not None
+        found, share = trained(
+            features, labels, others, num_classes, protocol, lr, num_heads=num_heads, seed=seed, report=report
+        )
+    return Scores((found == truth).double().mean().item(), len(truth), share)
 
 
 def held_out(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -177,14 +207,15 @@ def trained(
     others: Tensor,
     num_classes: int,
     training: Training,
+    lr: float,
     *,
     num_heads: int = 1,
     seed: int = 0,
     report: Report | None = None,
-) -> Tensor:
-    """Classes by a probe that is trained step by step.
+) -> tuple[Tensor, float | None]:
+    """Classes by a probe that is trained step by step at one learning rate.
 
-    Of several learning rates the best on a held-out part of the training images is taken, and that part trains nothing.
+    Where the schedule has several learning rates to choose from, a part of the training images is held out.
 
     Args:
         features: Of training images, (M, F) or (M, N, D).
@@ -192,40 +223,25 @@ def trained(
         others: Features of the images to classify.
         num_classes: Classes.
         training: The schedule.
+        lr: The learning rate.
         num_heads: Attention heads of the attentive probe.
         seed: Seed of the initial weights, of the order of images, and of the part that is held out.
         report: Told about every step.
 
     Returns:
-        (L,) int64.
+        (L,) int64, and the accuracy on the held-out part, None without a choice.
     """
     held, kept = held_out(len(features), seed)
     if len(training.lrs) == 1:
-        kept = torch.arange(len(features))
-    best, found = -1.0, None
-    for number, lr in enumerate(training.lrs):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            module = make_probe(training, features.shape[-1], num_heads, num_classes).to(features.device)
-        wanted = plan(training, len(kept), lr)
-        rows = (kept[chosen].to(features.device) for chosen in shuffled(len(kept), wanted, seed))
-        train_classifier(
-            module,
-            ((features[r], labels[r]) for r in rows),
-            training,
-            wanted,
-            report=report and part_of(report, number, len(training.lrs)),
-        )
-        right = (classify(module, features[held]) == labels[held]).double().mean().item()
-        if right > best:
-            best, found = right, module
-    assert found is not None
-    return classify(found, others)
-
-
-def part_of(report: Report, number: int, count: int) -> Report:
-    """Tells the steps of one of several equal trainings."""
-    return lambda step, steps: report(number * steps + step, count * steps)
+        held, kept = held[:0], torch.arange(len(features))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = make_probe(training, features.shape[-1], num_heads, num_classes).to(features.device)
+    wanted = plan(training, len(kept), lr)
+    rows = (kept[step].to(features.device) for step in shuffled(len(kept), wanted, seed))
+    train_classifier(module, ((features[r], labels[r]) for r in rows), training, wanted, report=report)
+    share = (classify(module, features[held]) == labels[held]).double().mean().item() if len(held) else None
+    return classify(module, others), share
 
 
 def make_probe(training: Training, width: int, num_heads: int, num_classes: int) -> nn.Module:

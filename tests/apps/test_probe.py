@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from apps import probe
 from apps.probe_report import Row, best, tables
+from apps.probe_scores import KeptScores
 from genaim.models import AIM, AIMConfig
 from genaim.pretrained import save_model
 from tests.evaluation.digits import write_bars
@@ -67,7 +69,8 @@ def test_tables_record_and_plot(genaim, bars, models):
     assert len(found) == len(record["results"]) == 3 * (1 + 5 * 2)
     assert found["pixels", "pixels", "linear"] > 0.9
     assert {layer for name, layer, _ in found if name == "raster"} == {"1", "norm"}
-    assert [p.name for p in Path().iterdir()] == ["new"]
+    assert record["command"].startswith("genaim ")
+    assert sorted(p.name for p in Path().iterdir()) == ["cache", "new"]
 
 
 def test_layers_and_baselines_are_chosen(genaim, bars, models):
@@ -80,6 +83,41 @@ def test_layers_and_baselines_are_chosen(genaim, bars, models):
     done = genaim(*wanted, "--batch-size", 7)
     for layer in ("0", "1", "norm", "mean of 0-1"):
         assert f"| raster | {layer} |" in done.out
+
+
+def test_a_killed_run_goes_on_and_ends_as_a_whole_one(genaim, bars, models, monkeypatch):
+    """Killed after the first unit, and again in fine-tuning; another seed or number of images is measured anew."""
+    names = ("--probes", "knn,attentive,finetune", "--layers", "1,norm", "--no-baselines")
+    wanted = ("evaluate", "probe", models["raster"], "--data", bars, *QUICK, *names)
+    whole = genaim(*wanted, "--json", "whole.json", "--cache", "other")
+    assert whole.code == 0, whole.err
+    keep, tune = KeptScores.__setitem__, probe.fine_tune
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    def killed_after(kept, unit, scores):
+        keep(kept, unit, scores)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(KeptScores, "__setitem__", killed_after)
+    cut = genaim(*wanted, "--json", "cut.json")
+    assert cut.code == 130 and "the same command goes on: genaim " in cut.err and not Path("cut.json").exists()
+    monkeypatch.setattr(KeptScores, "__setitem__", keep)
+    monkeypatch.setattr(probe, "fine_tune", killed)
+    assert genaim(*wanted).code == 130
+    before = {path: path.stat().st_mtime_ns for path in Path("cache").rglob("*.json")}
+    assert len(before) == 2 * 2
+    monkeypatch.setattr(probe, "fine_tune", tune)
+    done = genaim(*wanted, "--json", "cut.json")
+    assert done.out.replace("cut.json", "whole.json") == whole.out
+    results = [json.loads(Path(name).read_text())["results"] for name in ("cut.json", "whole.json")]
+    assert results[0] == results[1] and len(results[0]) == 5
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    kept = ("evaluate", "probe", models["raster"], "--data", bars, "--probes", "knn", "--layers", "1", "--no-baselines")
+    for number, changed in enumerate([[], ["--seed", 1], ["--train-images", 30], ["--test-images", 20]], 1):
+        assert genaim(*kept, *changed).code == 0
+        assert len(list(Path("cache").rglob("*.json"))) == 5 + number
 
 
 def test_fine_tuning_has_no_row_of_pixels(genaim, bars, models):
