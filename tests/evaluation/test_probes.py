@@ -244,12 +244,14 @@ def test_a_step_of_lars_is_a_share_of_the_weights() -> None:
 
 
 def test_published_numbers() -> None:
-    """Those of DINO's eval_knn.py and of MAE's tables 9 and 10; a change of AIM's is seen here too."""
+    """Those of DINO's eval_knn.py, of MAE's tables 9 and 10, and of AIMv2's table A2."""
     assert PROTOCOLS["knn"] == KNN(k=20, temperature=0.07)
     mae, attentive, tuning = (PROTOCOLS[name] for name in ("linear-mae", "attentive", "finetune"))
     assert (mae.optimizer, mae.lrs, mae.epochs, mae.batch_size, mae.weight_decay) == ("lars", (0.1,), 90, 16384, 0.0)
     assert mae.warmup * mae.epochs == pytest.approx(10)
     assert (attentive.epochs, attentive.batch_size, attentive.weight_decay) == (100, 1024, 0.1)
+    assert attentive.lrs == (5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3) and attentive.betas == (0.9, 0.999)
+    assert attentive.warmup * attentive.epochs == pytest.approx(5) and attentive.clip_norm == 3.0
     assert (tuning.lrs, tuning.layer_decay, tuning.label_smoothing) == ((1e-3,), 0.75, 0.1)
 
 
