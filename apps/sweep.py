@@ -1,6 +1,7 @@
 """`genaim evaluate sweep`: figures over a grid of sampling settings, with the best one marked."""
 
 import itertools
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from apps.folders import write_json, write_text
 from apps.plots import need_matplotlib, new_figure, write_figure
+from apps.progress import make_progress
 from apps.quality import evaluate_quality
 from apps.quality_record import HEADINGS, SCALES, figure_in_words
 from apps.quality_request import QualityRequest
@@ -16,7 +18,12 @@ from genaim.evaluation.quality import PROTOCOLS
 
 AXES = {"guidance": "guidance_scale", "temperature": "temperature", "steps": "num_steps"}
 LOWER_IS_BETTER = ("fid", "kid")
-FORMAT = "genaim sweep 1"
+ERRORS = {
+    "fid": "standard error",
+    "kid": "standard deviation over subsets",
+    "inception_score": "standard deviation over splits",
+}
+FORMAT = "genaim sweep 2"
 
 
 def sweep(
@@ -28,7 +35,10 @@ def sweep(
     cache: Path,
     command: Sequence[str],
 ) -> None:
-    """Measures every point of a grid; points that are measured already are not measured again.
+    """Measures every point of a grid, then writes a table, a plot, and what is in them as JSON.
+
+    Every point is an evaluation with a folder and a record of its own. Features that are kept are not computed again,
+    so that an interrupted sweep goes on; the figures are.
 
     Args:
         request: What all points have in common.
@@ -39,7 +49,8 @@ def sweep(
         command: The command line that repeats this.
 
     Raises:
-        ValueError: If the grid is empty, or a point does not fit the model.
+        ValueError: If the grid is empty, a point does not fit the model, or the deciding figure is not measured.
+        Stopped: After an interruption, with what is done kept.
     """
     check(grid, best_by)
     request.check()
@@ -47,28 +58,32 @@ def sweep(
         raise ValueError(f"--best-by kid: the preset {request.protocol} has no KID; choose another figure.")
     need_matplotlib()
     assert request.sampling is not None
-    points = []
+    progress = make_progress()  # of several processes the first one speaks
+    points: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for values in itertools.product(*grid.values()):
         settings = dict(zip(grid, values, strict=True))
-        print(", ".join(f"{name} {value:g}" for name, value in settings.items()), flush=True)
+        progress.say(in_words(settings))
         chosen: dict[str, Any] = {
             AXES[name]: int(value) if name == "steps" else value for name, value in settings.items()
         }
         point = replace(request, sampling=replace(request.sampling, **chosen))
         folder = out / "-".join(f"{name}{value:g}" for name, value in settings.items())
         record = evaluate_quality(point, folder, cache=cache, command=command)
-        if record is not None:
-            points.append({"settings": settings, "figures": record["figures"][0]["figures"]})
-    if not points:  # another process than the first
+        if record is None:  # in another process than the first
+            continue
+        records.append(record)
+        figures = record["figures"][0]["figures"]  # against the first reference
+        if best_by not in figures:
+            raise ValueError(f"--best-by {best_by} is not among the figures of this measurement: {', '.join(figures)}.")
+        points.append({"settings": settings, "folder": folder.name, "figures": figures})
+    if not points:
         return
-    if best_by not in points[0]["figures"]:
-        raise ValueError(
-            f"--best-by {best_by} is not among the figures of this measurement: {', '.join(points[0]['figures'])}."
-        )
     best = choose(points, best_by)
-    text = "\n".join(in_markdown(points, best, best_by)) + "\n"
-    print(text, end="")
-    content = {"format": FORMAT, "command": list(command), "best_by": best_by, "best": best, "points": points}
+    lines = in_markdown(points, best, best_by)
+    print("\n".join(lines))
+    text = "\n".join(["# Sweep", "", f"    {shlex.join(command)}", "", *lines, "", *circumstances(records[0])]) + "\n"
+    content = {"format": FORMAT, "command": shlex.join(command), "best_by": best_by, "best": best, "points": points}
     write_json(out / "sweep.json", content)
     write_text(out / "sweep.md", text)
     draw(points, best, best_by, out / "sweep.png")
@@ -107,6 +122,11 @@ def check(grid: Mapping[str, Sequence[float]], best_by: str) -> None:
         raise ValueError(f"--best-by is '{best_by}'; choose from {', '.join(HEADINGS)}.")
 
 
+def in_words(settings: Mapping[str, float]) -> str:
+    """Such as ``guidance 1.5, temperature 1``."""
+    return ", ".join(f"{name} {value:g}" for name, value in settings.items())
+
+
 def choose(points: Sequence[dict[str, Any]], best_by: str) -> int:
     """Number of the best point; the first of equal ones."""
     sign = 1 if best_by in LOWER_IS_BETTER else -1
@@ -125,6 +145,23 @@ def in_markdown(points: Sequence[dict[str, Any]], best: int, best_by: str) -> li
     return [*lines, "", f"Best by {HEADINGS[best_by]}: bold."]
 
 
+def circumstances(record: Mapping[str, Any]) -> list[str]:
+    """What all points have in common, as lines of Markdown, from the record of one of them."""
+    row, extractor = record["figures"][0], record["extractor"]
+    number = "its statistics" if row["reference_count"] is None else f"{row['reference_count']:,} images"
+    others = len({figures["reference"] for figures in record["figures"]}) > 1
+    lines = [
+        f"- model: {row['images']}, weights {record['weights']}; {row['images_count']:,} images of each point",
+        f"- reference: {row['reference']}, {number}" + ("; those of the others are in the records" if others else ""),
+        f"- features: {extractor['name']}, weights {extractor['weights']}",
+    ]
+    errors = [
+        f"{HEADINGS[name]}, {ERRORS[name]}" for name, found in row["figures"].items() if found["error"] is not None
+    ]
+    lines += [f"- errors: {'; '.join(errors)}"] if errors else []
+    return [*lines, "- every point has a folder with its record, which `genaim evaluate replay` repeats"]
+
+
 def draw(points: Sequence[dict[str, Any]], best: int, best_by: str, path: Path) -> None:
     """Plots the deciding figure against the first axis, a line for each setting of the others."""
     first, *others = points[0]["settings"]
@@ -132,13 +169,14 @@ def draw(points: Sequence[dict[str, Any]], best: int, best_by: str, path: Path) 
     axes = figure.subplots()
     lines: dict[str, list[dict[str, Any]]] = {}
     for point in points:
-        lines.setdefault(", ".join(f"{n} {point['settings'][n]:g}" for n in others), []).append(point)
+        lines.setdefault(in_words({name: point["settings"][name] for name in others}), []).append(point)
     scale = SCALES.get(best_by, 1.0)
     for label, line in lines.items():
         x = [point["settings"][first] for point in line]
         y = [point["figures"][best_by]["value"] * scale for point in line]
-        error = [(point["figures"][best_by]["error"] or 0) * scale for point in line]
-        axes.errorbar(x, y, error, marker="o", markersize=4, capsize=2, linewidth=1, label=label or None)
+        errors = [point["figures"][best_by]["error"] for point in line]
+        bars = None if None in errors else [error * scale for error in errors]
+        axes.errorbar(x, y, bars, marker="o", markersize=4, capsize=2, linewidth=1, label=label or None)
     star = points[best]
     axes.plot(
         star["settings"][first],

@@ -186,11 +186,37 @@ def test_a_sweep_marks_the_best_point(genaim, model, options):
     found = json.loads((folder / "sweep.json").read_text())
     values = [point["figures"]["fid"]["value"] for point in found["points"]]
     assert len(values) == 4 and found["best"] == values.index(min(values))
-    rows = [line for line in (folder / "sweep.md").read_text().splitlines() if line.startswith("| **")]
+    text = (folder / "sweep.md").read_text()
+    assert text.startswith("# Sweep\n\n    genaim ") and found["command"] in text
+    assert "model: tiny, weights " in text and "; 12 images of each point" in text
+    assert "reference: photos, 30 images\n" in text and "features: cifar-resnet56, weights " in text
+    rows = [line for line in text.splitlines() if line.startswith("| **")]
     assert len(rows) == 1 and f"**{min(values):.4g}**" in rows[0]
     assert Image.open(folder / "sweep.png").size[0] > 500
     again = genaim(*arguments)
     assert again.code == 0 and json.loads((folder / "sweep.json").read_text())["points"] == found["points"]
+    assert [point["folder"] for point in found["points"]] == sorted(p.name for p in folder.iterdir() if p.is_dir())
+
+
+def test_a_sweep_by_a_figure_that_is_not_measured_ends_at_the_first_point(genaim, model, photos, cifar_weights):
+    extractor = ["--extractor", "cifar-resnet56", "--weights", cifar_weights]
+    assert genaim("evaluate", "statistics", photos, "--out", "ref.npz", *extractor).code == 0
+    wanted = [
+        "evaluate",
+        "sweep",
+        "--model",
+        model,
+        "--guidance",
+        "1,3",
+        "-n",
+        12,
+        "--reference",
+        "ref.npz",
+        *extractor,
+    ]
+    refused = genaim(*wanted, "--best-by", "recall", "--out", "points")
+    assert refused.code == 2 and "--best-by recall is not among the figures of this measurement: fid" in refused.err
+    assert [path.name for path in Path("points").iterdir()] == ["guidance1"]
 
 
 BAD = {
