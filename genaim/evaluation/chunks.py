@@ -3,6 +3,8 @@
 Chunk k holds images 64 k to 64 k + 63, is computed whole by one process, and is a file that is there or is not. So the
 features are the same for any number of processes, and after any number of interruptions, as long as each process
 computes with as many threads (`OMP_NUM_THREADS`): matrix libraries round differently with their number.
+
+Processes find each other's chunks in one folder. On several machines it must be on a file system that they share.
 """
 
 import os
@@ -36,8 +38,8 @@ def extract(
     Args:
         images: They are asked for by whole chunks; the last may be shorter.
         extractor: Turns them into features, on the device that it is on.
-        folder: Where the chunks are.
-        progress: Where the course and the expected time are told.
+        folder: Where the chunks are; the same for all processes.
+        progress: Where the course is told: before the first chunk how many there are, after it the expected time.
         keep: Whether the images are kept beside their features.
         process: Number of this process.
         processes: How many there are.
@@ -53,6 +55,8 @@ def extract(
         return
     device = next(extractor.module.parameters()).device
     done, began = len(chunks) - len(missing), time.monotonic()
+    shared = f", as one of {processes} processes" if processes > 1 else ""
+    progress.say(f"{what}: {count:,} images, {len(missing):,} of {len(chunks):,} chunks of {CHUNK} to compute{shared}")
     progress.start(what, done, len(chunks))
     try:
         for number, k in enumerate(missing):
@@ -61,8 +65,8 @@ def extract(
             _write(folder / _file(k), tensors | ({PICTURES: levels.contiguous()} if keep else {}))
             progress.advance(done + number + 1, {})
             if number == 0 and len(missing) > 1:
-                minutes = (time.monotonic() - began) * (len(missing) - 1) / 60
-                progress.say(f"{what}: about {minutes:.1f} minutes for {len(missing) - 1} more chunks of {CHUNK}")
+                left = (time.monotonic() - began) * (len(missing) - 1)
+                progress.say(f"{what}: about {time_in_words(left)} to go")
     finally:
         progress.stop()
 
@@ -77,6 +81,13 @@ def collect(folder: Path, count: int, layers: list[str]) -> dict[str, Tensor]:
 def pictures(folder: Path, chunk: int) -> Tensor:
     """The images that a chunk kept, (n, 3, H, W) uint8."""
     return load_file(folder / _file(chunk))[PICTURES]
+
+
+def time_in_words(seconds: float) -> str:
+    """Such as ``40 s``, ``3 min`` or ``2.5 h``."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def _file(chunk: int) -> str:
