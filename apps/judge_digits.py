@@ -105,18 +105,13 @@ def load_or_train(path: Path, mnist: Path, progress: "Progress") -> tuple["Digit
         ValueError: If it reaches less than 99%.
     """
     from genaim.evaluation.digits import accuracy, load_digit_cnn, load_digits, save_digit_cnn, train_digit_cnn
+    from genaim.evaluation.probe_training import steps_of
 
     if path.exists():
         model, test_accuracy = load_digit_cnn(path)
     else:
-        images, labels = load_digits(mnist, "train")
-
-        def tell(step: int, steps: int) -> None:
-            if step == 1:
-                progress.start("training the classifier", 0, steps)
-            progress.advance(step, {})
-
-        model = train_digit_cnn(images, labels, report=tell)
+        report = steps_of(progress, "training the classifier")
+        model = train_digit_cnn(*load_digits(mnist, "train"), report=report)
         progress.stop()
         test_accuracy = accuracy(model, *load_digits(mnist, "test"))
     progress.say(f"classifier: {test_accuracy:.2%} of the MNIST test digits")

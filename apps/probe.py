@@ -28,8 +28,8 @@ from genaim.core.progress import Progress
 from genaim.data import DataConfig
 from genaim.evaluation.features import FeatureSource, ModelFeatures, PixelFeatures, layer_name, untrained
 from genaim.evaluation.fine_tuning import fine_tune, tuned_accuracy
-from genaim.evaluation.probe_sweep import LabelledImages, Unit, probed, steps_of, sweep
-from genaim.evaluation.probe_training import Training
+from genaim.evaluation.probe_sweep import LabelledImages, Unit, probed, sweep
+from genaim.evaluation.probe_training import Training, steps_of
 from genaim.evaluation.probes import Scores
 from genaim.models import CausalGenerator, Encoder
 from genaim.pretrained import from_pretrained

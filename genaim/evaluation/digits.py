@@ -5,7 +5,6 @@ features for precision and recall in `genaim.evaluation.judge`.
 """
 
 import os
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,15 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from genaim.data import DataConfig, SourceConfig, build_dataset, eval_batches
+from genaim.evaluation.probe_training import Report
 
 IMAGE_SIZE = 28
 NUM_CLASSES = 10
 NUM_FEATURES = 128
 MAX_SHIFT = 2  # pixels; digits of MNIST are centred by mass to about this
 CHUNK = 500  # images computed together in evaluation
-
-Report = Callable[[int, int], None]
-"""Told how many of how many steps are done."""
 
 
 class DigitCNN(nn.Module):

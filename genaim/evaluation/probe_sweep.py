@@ -13,6 +13,7 @@ from genaim.core.progress import Progress
 from genaim.data import Batch
 from genaim.evaluation.features import Features, FeatureSource, extract, layers_at_a_time
 from genaim.evaluation.probe_protocols import Protocol, of_patches
+from genaim.evaluation.probe_training import steps_of
 from genaim.evaluation.probes import Scores, chosen, learning_rates, probe_scores
 
 
@@ -152,14 +153,3 @@ def probed(layer: str, probe: str, scores: Scores) -> Probed:
     """A figure with the standard error of a share of so many images."""
     share = scores.accuracy
     return Probed(layer, probe, share, math.sqrt(share * (1 - share) / scores.images))
-
-
-def steps_of(progress: Progress, what: str) -> Callable[[int, int], None]:
-    """Tells the steps of a training."""
-
-    def report(step: int, steps: int) -> None:
-        if step == 1:
-            progress.start(what, 0, steps)
-        progress.advance(step, {})
-
-    return report

@@ -11,11 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genaim.core.progress import Progress
 from genaim.training.config import OptimizerConfig
 from genaim.training.optimizer import learning_rate
 
 Report = Callable[[int, int], None]
 """Told how many of how many steps are done."""
+
+
+def steps_of(progress: Progress, what: str) -> Report:
+    """Tells the steps of a training, which has a bar of its own."""
+
+    def report(step: int, steps: int) -> None:
+        if step == 1:
+            progress.start(what, 0, steps)
+        progress.advance(step, {})
+
+    return report
 
 
 @dataclass(frozen=True)
