@@ -19,7 +19,7 @@ from apps.folders import make_parent, write_json
 from apps.held_out import row_names
 from apps.probe_report import Row, check_plot, plot, tables
 from apps.probe_request import ProbeRequest, check, protocols_of
-from apps.probe_scores import KeptScores
+from apps.probe_scores import KeptScores, library_code
 from apps.progress import make_progress
 from apps.sample import libraries, machine
 from apps.splits import Split, data_for, open_split
@@ -226,7 +226,7 @@ def decisive(
         configs = [part.config.model_dump(mode="json") for part in parts]
         features = {"weights": fingerprint(model), "configs": configs}
     return {
-        "format": RECORD_FORMAT,
+        "code": library_code(),
         **features,
         "train": [images.train.dataset.fingerprint(), len(images.train)],
         "test": [images.test.dataset.fingerprint(), len(images.test)],

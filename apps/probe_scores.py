@@ -1,10 +1,13 @@
 """Scores of `genaim evaluate probe` that are kept, a small JSON file for each, so that the same command goes on."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import genaim
 from apps.folders import read_json, write_json
 from genaim.data.sources import digest
 from genaim.evaluation.probe_protocols import Protocol
@@ -34,3 +37,10 @@ class KeptScores:
 
     def _file(self, unit: Unit) -> Path:
         return self.folder / f"{digest(self._key(unit))}.json"
+
+
+@cache
+def library_code() -> str:
+    """Hash of genaim's source files: after an edit of the library, probes are measured anew."""
+    files = sorted(Path(genaim.__path__[0]).rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

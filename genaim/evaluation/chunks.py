@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genaim.core.progress import Progress
+from genaim.core.progress import Progress, duration
 from genaim.evaluation.extractors import Extractor
 from genaim.evaluation.image_sets import CHUNK, ImageSet, num_chunks
 
@@ -65,8 +65,8 @@ def extract(
             _write(folder / _file(k), tensors | ({PICTURES: levels.contiguous()} if keep else {}))
             progress.advance(done + number + 1, {})
             if number == 0 and len(missing) > 1:
-                left = (time.monotonic() - began) * (len(missing) - 1)
-                progress.say(f"{what}: about {time_in_words(left)} to go")
+                left = duration((time.monotonic() - began) * (len(missing) - 1))
+                progress.say(f"{what}: about {left} for {len(missing) - 1} more of {CHUNK} images each")
     finally:
         progress.stop()
 
@@ -81,13 +81,6 @@ def collect(folder: Path, count: int, layers: list[str]) -> dict[str, Tensor]:
 def pictures(folder: Path, chunk: int) -> Tensor:
     """The images that a chunk kept, (n, 3, H, W) uint8."""
     return load_file(folder / _file(chunk))[PICTURES]
-
-
-def time_in_words(seconds: float) -> str:
-    """Such as ``40 s``, ``3 min`` or ``2.5 h``."""
-    if seconds < 60:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def _file(chunk: int) -> str:

@@ -118,6 +118,9 @@ def test_a_killed_run_goes_on_and_ends_as_a_whole_one(genaim, bars, models, monk
     for number, changed in enumerate([[], ["--seed", 1], ["--train-images", 30], ["--test-images", 20]], 1):
         assert genaim(*kept, *changed).code == 0
         assert len(list(Path("cache").rglob("*.json"))) == 5 + number
+    monkeypatch.setattr(probe, "library_code", lambda: "edited")
+    assert genaim(*kept).code == 0
+    assert len(list(Path("cache").rglob("*.json"))) == 10
 
 
 def test_fine_tuning_has_no_row_of_pixels(genaim, bars, models):
