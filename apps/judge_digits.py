@@ -4,6 +4,8 @@ The classifier is trained on real MNIST where its weights file is missing. The d
 that `genaim sample` would write: 8-bit RGB, generated in chunks of 64.
 """
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,6 +55,7 @@ def judge(
     from apps.progress import make_progress
     from apps.request import SampleRequest
     from genaim.evaluation.quality import NEIGHBOURS, fidelity
+    from genaim.tokenizers import fingerprint
 
     request = SampleRequest(
         model,
@@ -73,7 +76,12 @@ def judge(
     progress = make_progress()
     mnist = mnist_folder(data)
     cnn, test_accuracy = load_or_train(judge, mnist, progress)
-    figures = {"judge_accuracy": test_accuracy, **judge_request(request, cnn, mnist, progress)}
+    figures = {
+        "command": shlex.join(["python", "-m", "apps.judge_digits", *sys.argv[1:]]),
+        "judge_weights": fingerprint(cnn),  # another machine trains another judge
+        "judge_accuracy": test_accuracy,
+        **judge_request(request, cnn, mnist, progress),
+    }
     report = report or judge.parent / f"{Path(model).name}.json"
     report.parent.mkdir(parents=True, exist_ok=True)
     write_json(report, figures)

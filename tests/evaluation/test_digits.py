@@ -20,6 +20,7 @@ from genaim.evaluation.digits import (
 )
 from genaim.evaluation.judge import judge_digits
 from genaim.pretrained import save_model
+from genaim.tokenizers import fingerprint
 from tests.evaluation.digits import bars, random_var, write_bars
 
 
@@ -115,12 +116,12 @@ def judge(root: Path, *more: str, model: str = "noise", weights: str = "cnn") ->
     app([word for pair in options.items() for word in pair] + ["-n", "20", *more], standalone_mode=False)
 
 
-def test_the_command_writes_its_figures(workplace: Path) -> None:
+def test_the_command_writes_its_figures(workplace: Path, cnn: DigitCNN) -> None:
     judge(workplace, "--temperature", "0", "--seed", "3")
     report = json.loads((workplace / "report.json").read_text())
     assert report["generated"] == 20
     assert report["equal_pairs"] >= 10  # without chance, both digits of a class are equal
-    assert report["judge_accuracy"] == 0.995
+    assert report["judge_accuracy"] == 0.995 and report["judge_weights"] == fingerprint(cnn)
     assert report["settings"]["seed"] == 3
     assert report["settings"]["batch_size"] == 64
     assert str(workplace) not in json.dumps(report["settings"])
