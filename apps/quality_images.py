@@ -25,7 +25,6 @@ from genaim.evaluation.image_sets import (
     from_folder,
     generated,
     real,
-    real_labels,
     reconstructed,
 )
 from genaim.evaluation.npz import StatisticsFile, read_npz
@@ -124,7 +123,7 @@ def find_reference(
     data = whole_split(config, part, image_size=side, class_names=class_names)
     candidates: Sequence[int] = range(len(data))
     if classes is not None:
-        found = real_labels(data, candidates)
+        found = data.labels(candidates)
         candidates = [i for i in candidates if int(found[i]) in classes]
     chosen = evenly(candidates, request.reference_count)
     others = sorted(set(candidates) - set(chosen))
@@ -223,7 +222,7 @@ def all_labels(
     classes = allowed_classes(request, model) or list(range(model.config.num_classes))
     first, labels = references[0], None
     if request.labels == "data" and first.data is not None:
-        labels = real_labels(first.data, first.chosen)
+        labels = first.data.labels(first.chosen)
     rule = [request.labels, classes, None if labels is None else labels[labels >= 0].bincount().tolist()]
     return choose_labels(request.labels, count, classes, request.sampling.seed, labels), rule
 

@@ -77,6 +77,18 @@ class Source(Protocol):
         """Image, or what else the data set's transform takes, and label. Raises any exception if it cannot be read."""
         ...
 
+    def label(self, index: int) -> int:
+        """The label alone; nothing is decoded."""
+        ...
+
+    def content_hash(self, index: int) -> str:
+        """Hex SHA-256 of the bytes that image ``index`` is decoded from.
+
+        Raises:
+            OSError: If they cannot be read.
+        """
+        ...
+
     def fingerprint(self) -> str:
         """Hex digest that does not depend on where the data lie; each class says what it covers."""
         ...
@@ -85,6 +97,12 @@ class Source(Protocol):
 def digest(*parts: object) -> str:
     """Hex SHA-256 of JSON-able parts, cut to 32 digits."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def hash_content(file: Path) -> str:
+    """Hex SHA-256 of a file, which is read in parts."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def one_line(error: BaseException) -> str:
@@ -162,6 +180,12 @@ class ChosenSource:
     def read(self, index: int) -> tuple[Any, int]:
         return self.source.read(self.chosen[index])
 
+    def label(self, index: int) -> int:
+        return self.source.label(self.chosen[index])
+
+    def content_hash(self, index: int) -> str:
+        return self.source.content_hash(self.chosen[index])
+
     def fingerprint(self) -> str:
         return digest("chosen", self.source.fingerprint(), len(self))
 
@@ -218,6 +242,9 @@ class FolderSource:
     def read(self, index: int) -> tuple[Any, int]:
         return open_image(self.root / self.files[index]), self.label(index)
 
+    def content_hash(self, index: int) -> str:
+        return hash_content(self.root / self.files[index])
+
     def fingerprint(self) -> str:
         return digest("folder", [(name, (self.root / name).stat().st_size) for name in self.files])
 
@@ -271,7 +298,13 @@ class IdxSource:
         return f"{self.path} image {index}"
 
     def read(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.images[index]), int(self.labels[index])
+        return Image.fromarray(self.images[index]), self.label(index)
+
+    def label(self, index: int) -> int:
+        return int(self.labels[index])
+
+    def content_hash(self, index: int) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self.images[index]).data).hexdigest()
 
     def fingerprint(self) -> str:
         content = hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()

@@ -4,15 +4,17 @@ Rows stay encoded in a memory-mapped Arrow file and are decoded one at a time wi
 image is one bad row and not a crash of the whole table.
 """
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from genaim.config import nearest
-from genaim.data.sources import SourceConfig, digest, one_line
+from genaim.data.sources import SourceConfig, digest, hash_content, one_line
 from genaim.data.transforms import open_image
 
 if TYPE_CHECKING:
@@ -126,6 +128,13 @@ def decode_cell(value: Any) -> Image.Image:
     raise ValueError("the cell is empty" if value is None else f"the cell holds {type(value).__name__}, not bytes")
 
 
+def hash_cell(value: Any) -> str:
+    """Hex SHA-256 of what `decode_cell` decodes; of an empty cell that of nothing."""
+    if isinstance(value, Mapping):
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    return hash_content(Path(value)) if isinstance(value, str) else hashlib.sha256(value or b"").hexdigest()
+
+
 class TableSource:
     """A parquet or Hub data set with an image column and, if it has one, a label column.
 
@@ -169,10 +178,20 @@ class TableSource:
 
     def read(self, index: int) -> tuple[Image.Image, int]:
         row = self.table[index]
-        return decode_cell(row[self.image_column]), self._label(row)
+        return decode_cell(row[self.image_column]), self._number(row[self.label_column] if self.label_column else None)
 
-    def _label(self, row: Mapping[str, Any]) -> int:
-        value = row[self.label_column] if self.label_column else None
+    def label(self, index: int) -> int:
+        return self._number(self._label_values[index]) if self.label_column else -1
+
+    def content_hash(self, index: int) -> str:
+        return hash_cell(self.table[index][self.image_column])
+
+    @cached_property
+    def _label_values(self) -> list[Any]:
+        """The column of labels, which is small; row by row the images would be read beside it."""
+        return list(self.table.select_columns([self.label_column])[:][self.label_column])
+
+    def _number(self, value: Any) -> int:
         if value is None:
             return -1
         return self._labels[value] if self._labels is not None else int(value)

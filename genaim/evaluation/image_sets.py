@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genaim.data.dataset import BadFiles, ImageDataset, collate
+from genaim.data.dataset import ImageDataset, collate
 from genaim.data.sources import FolderSource, SourceConfig, digest, one_line
 from genaim.data.transforms import levels_to_tensor, open_image, tensor_to_levels, to_rgb
 from genaim.tokenizers import Tokenizer
@@ -23,7 +23,7 @@ SampleFn = Callable[[Tensor, int], Tensor]
 """Images (n, 3, H, W) in [-1, 1] of labels (n,), the first of which has this index."""
 LabelRule = Literal["balanced", "uniform", "data"]
 GOLDEN = (5**0.5 - 1) / 2
-MAX_BAD_SHARE = 0.01  # as in training
+MAX_BAD_SHARE = 0.01  # of a data set's images, as in training
 LABEL_SEED = 7919  # keeps the draws of labels apart from others of the same seed
 
 
@@ -34,7 +34,8 @@ class ImageSet:
     name: str
     """What tables call it."""
     key: str
-    """Digest of everything that decides its pixels."""
+    """Digest of everything that decides its pixels: of the content of files; of what is generated, of weights, settings
+    and the number of threads."""
     count: int
     """How many."""
     size: tuple[int, int]
@@ -113,23 +114,35 @@ def real(name: str, data: ImageDataset, indices: Sequence[int]) -> ImageSet:
     """Images of a data set by their numbers, prepared as for validation.
 
     In place of a file that cannot be read comes the next one; asking for an image raises ValueError when they are many.
+    The key is of the content of the images' files, see `ImageDataset.content`.
     """
-    bad_files = BadFiles(MAX_BAD_SHARE, total=len(indices))
+    bad: dict[str, None] = {}  # an ordered set
 
     def images(wanted: range) -> Tensor:
         batch = collate([data.sample(indices[i], (0,)) for i in wanted])
-        bad_files.add(batch.bad, len(batch))
+        bad.update(dict.fromkeys(batch.bad))
+        if len(bad) > MAX_BAD_SHARE * len(indices):
+            raise ValueError(
+                f"{len(bad)} or more of the {len(indices):,} images of '{name}' cannot be read, such as "
+                f"{next(iter(bad))}; repair or remove such files, of which {MAX_BAD_SHARE:.0%} are allowed."
+            )
         assert batch.images is not None
         return tensor_to_levels(batch.images)
 
-    key = digest("real", data.fingerprint(), list(indices))
     side = data.transform.image_size
-    return ImageSet(name, key, len(indices), (side, side), images)
+    return ImageSet(name, digest("real", data.content(indices)), len(indices), (side, side), images)
 
 
-def real_labels(data: ImageDataset, indices: Sequence[int]) -> Tensor:
-    """Labels of images of a data set, (n,) int64; -1 is none."""
-    return torch.tensor([data.sample(i, (0,)).label for i in indices], dtype=torch.int64)
+def some(images: ImageSet, count: int | None) -> ImageSet:
+    """At most ``count`` of a set's images, evenly over them; None takes all."""
+    chosen = evenly(range(images.count), count)
+    if len(chosen) == images.count:
+        return images
+
+    def read(wanted: range) -> Tensor:
+        return torch.cat([images.images(range(chosen[i], chosen[i] + 1)) for i in wanted])
+
+    return ImageSet(images.name, digest("some", images.key, chosen), len(chosen), images.size, read)
 
 
 def evenly(candidates: Sequence[int], count: int | None) -> list[int]:
@@ -156,6 +169,8 @@ def reconstructed(name: str, source: ImageSet, tokenizer: Tokenizer, weights: st
 def from_folder(path: Path) -> ImageSet:
     """The image files of a folder as they are, sorted by name: nothing is resized or cropped.
 
+    The key is of the files' content, so that names and times do not matter and every edit does.
+
     Raises:
         ValueError: If there is none.
     """
@@ -180,8 +195,7 @@ def from_folder(path: Path) -> ImageSet:
                 )
         return torch.stack(found)
 
-    stats = [(name, (source.root / name).stat()) for name in source.files]
-    key = digest("files", [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+    key = digest("files", [source.content_hash(i) for i in range(len(source))])
     return ImageSet(path.name, key, len(source.files), (height, width), images)
 
 
@@ -199,5 +213,5 @@ def from_array(name: str, array: np.ndarray) -> ImageSet:
     def images(wanted: range) -> Tensor:
         return torch.from_numpy(array[wanted.start : wanted.stop].copy()).permute(0, 3, 1, 2)
 
-    key = digest("array", hashlib.sha256(array.tobytes()).hexdigest())
+    key = digest("array", array.shape, hashlib.sha256(np.ascontiguousarray(array).data).hexdigest())
     return ImageSet(name, key, len(array), array.shape[1:3], images)

@@ -56,13 +56,17 @@ def write_format(kind: str, folder: Path, classes: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("kind", ["folder", "parquet", "parquet-int", "hub", "hub-stream", "tar"])
 def test_all_formats_hold_the_same_images_and_labels(kind, tmp_path, classes, hf_cache):
-    batches = list(eval_batches(dataset(**write_format(kind, tmp_path, classes)), 4))
+    data = dataset(**write_format(kind, tmp_path, classes))
+    batches = list(eval_batches(data, 4))
     assert [len(b) for b in batches] == [4, 2]
     images = torch.cat([b.images for b in batches])
     expected = torch.tensor(COLORS).float() / 127.5 - 1
     assert torch.equal(images, expected[:, :, None, None].expand(6, 3, 8, 8))
     assert torch.cat([b.labels for b in batches]).tolist() == [0, 0, 0, 1, 1, 1]
     assert torch.cat([b.index for b in batches]).tolist() == list(range(6))
+    if hasattr(data, "labels"):  # streams have no numbers
+        assert data.labels([5, 0, 2]).tolist() == [1, 0, 0]
+        assert data.content([5, 0]) == dataset(path=str(classes)).content([5, 0]) != data.content([0, 5])
 
 
 def test_idx_round_trip_is_exact(tmp_path):
@@ -135,6 +139,7 @@ def test_empty_and_broken_cells_are_bad_rows(tmp_path, hf_cache):
     write_parquet(tmp_path / "a" / "train.parquet", cells=cells)
     batch = next(eval_batches(dataset(path=str(tmp_path / "a")), 3))
     assert batch.index.tolist() == [0]
+    assert len({dataset(path=str(tmp_path / "a")).content([i]) for i in range(3)}) == 3
     assert any("row 1" in name for name in batch.bad) and any("row 2" in name for name in batch.bad)
 
 
@@ -266,12 +271,27 @@ def test_fingerprints_follow_content_not_place(tmp_path, classes):
     assert open_source(SourceConfig(path=str(classes))).fingerprint() != first
 
 
+def test_content_notices_an_edit_of_the_same_size_and_no_other_image(classes):
+    data = dataset(path=str(classes))
+    first, others = data.content(range(6)), data.content(range(1, 6))
+    path = classes / "train" / "cat" / "0.png"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert dataset(path=str(classes)).fingerprint() == data.fingerprint()
+    assert data.content(range(6)) != first and data.content(range(1, 6)) == others
+    (classes / "train" / "dog" / "3.png").unlink()  # labels need no image
+    assert data.labels(range(6)).tolist() == [0, 0, 0, 1, 1, 1]
+
+
 def test_fingerprints_of_idx_and_parquet(tmp_path, hf_cache):
     pixels = np.zeros((2, 4, 4), np.uint8)
     write_idx(tmp_path / "train-images-idx3-ubyte", pixels)
     first = dataset(path=str(tmp_path)).fingerprint()
     write_idx(tmp_path / "train-images-idx3-ubyte", pixels + 1)
-    assert dataset(path=str(tmp_path)).fingerprint() != first  # of the same size
+    changed = dataset(path=str(tmp_path))
+    assert changed.fingerprint() != first  # of the same size
+    assert changed.labels([0]).tolist() == [-1] and changed.content([0]) == changed.content([1])
     for folder in ("a", "b"):
         write_parquet(tmp_path / folder / "train-0.parquet")
     write_parquet(tmp_path / "c" / "train-0.parquet", cells=[{"bytes": png(COLORS[0], (9, 9)), "path": "x"}] * 6)
