@@ -145,9 +145,9 @@ ExtractorName = Annotated[
     ),
 ]
 Weights = Annotated[
-    str | None, typer.Option(metavar="FILE|FOLDER", help="Weights of the extractor. Default: a download.")
+    str | None, typer.Option(metavar="FILE|FOLDER", help="Weights of the extractor. Default: of Inception a download.")
 ]
-ProtocolName = Annotated[
+PresetName = Annotated[
     str,
     typer.Option(
         "--preset",
@@ -163,8 +163,26 @@ OutFolder = Annotated[
 ]
 
 
+SAMPLING_OPTIONS = {
+    "count": "-n",
+    "labels": "--labels",
+    "classes": "--classes",
+    "seed": "--seed",
+    "guidance": "--guidance",
+    "temperature": "--temperature",
+    "top_k": "--top-k",
+    "top_p": "--top-p",
+    "steps": "--steps",
+    "diffusion_steps": "--diffusion-steps",
+    "scheduler": "--scheduler",
+    "dtype": "--dtype",
+}
+"""Parameters of `fid` that mean nothing where images are measured that are there."""
+
+
 @evaluate.command()
 def fid(
+    context: typer.Context,
     model: Model = None,
     images: Annotated[
         str | None,
@@ -192,7 +210,7 @@ def fid(
     scheduler: options.Scheduler = None,
     extractor: ExtractorName = "inception-v3-compat",
     weights: Weights = None,
-    preset: ProtocolName = "fidelity",
+    preset: PresetName = "fidelity",
     bootstrap: Bootstrap = 0,
     save: Save = None,
     device: options.Device = "auto",
@@ -205,6 +223,8 @@ def fid(
     from apps.quality_request import QualityRequest
     from apps.request import SampleRequest
 
+    if images is not None and model is None:
+        _refuse(context, SAMPLING_OPTIONS, "--images are measured as they are")
     sampling = model and SampleRequest(
         model,
         classes=tuple(classes or ()),
@@ -217,7 +237,6 @@ def fid(
         num_steps=steps,
         diffusion_steps=diffusion_steps,
         scheduler=scheduler,
-        device=device,
         dtype=dtype,
     )
     request = QualityRequest(
@@ -229,9 +248,10 @@ def fid(
         labels=labels,
         extractor=extractor,
         weights=weights,
-        protocol=preset,
+        preset=preset,
         bootstrap=bootstrap,
         floor=floor,
+        device=device,
     )
     evaluate_quality(request, out, cache=cache, save=save, command=_command())
 
@@ -251,7 +271,7 @@ def rfid(
     reference_count: ReferenceCount = None,
     extractor: ExtractorName = "inception-v3-compat",
     weights: Weights = None,
-    preset: ProtocolName = "fidelity",
+    preset: PresetName = "fidelity",
     bootstrap: Bootstrap = 0,
     save: Save = None,
     device: options.Device = "auto",
@@ -265,12 +285,13 @@ def rfid(
 
     request = QualityRequest(
         "rfid",
-        SampleRequest(model, device=device),
+        SampleRequest(model),
         references=(reference,),
+        device=device,
         reference_count=reference_count,
         extractor=extractor,
         weights=weights,
-        protocol=preset,
+        preset=preset,
         bootstrap=bootstrap,
     )
     evaluate_quality(request, out, cache=cache, save=save, command=_command())
@@ -279,7 +300,9 @@ def rfid(
 @evaluate.command()
 def replay(
     record: Annotated[Path, typer.Argument(metavar="RECORD", help="A record.json of genaim evaluate, or its folder.")],
-    weights: Weights = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE|FOLDER", help="Weights of the extractor. Default: as recorded.")
+    ] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="Where to compute. Default: as recorded.")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder to write. Default: evaluations/replay-DIGEST.")
@@ -308,7 +331,7 @@ def sweep(
     seed: options.Seed = 0,
     extractor: ExtractorName = "inception-v3-compat",
     weights: Weights = None,
-    preset: ProtocolName = "fidelity",
+    preset: PresetName = "fidelity",
     bootstrap: Bootstrap = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
@@ -322,13 +345,14 @@ def sweep(
 
     request = QualityRequest(
         "fid",
-        SampleRequest(model, count=count, seed=seed, device=device, dtype=dtype),
+        SampleRequest(model, count=count, seed=seed, dtype=dtype),
         references=tuple(reference or ["train"]),
+        device=device,
         reference_count=reference_count,
         labels=labels,
         extractor=extractor,
         weights=weights,
-        protocol=preset,
+        preset=preset,
         bootstrap=bootstrap,
     )
     grid = read_grid({"guidance": guidance, "temperature": temperature, "steps": steps})
@@ -353,7 +377,17 @@ def statistics(
     """Write the statistics of your own images once, for --reference FILE.npz."""
     from apps.quality import write_statistics
 
-    write_statistics(data, out, size=size, extractor=extractor, weights=weights, device=device, cache=cache)
+    write_statistics(
+        data, out, size=size, extractor=extractor, weights=weights, device=device, cache=cache, command=_command()
+    )
+
+
+def _refuse(context: typer.Context, options: dict[str, str], why: str) -> None:
+    """Raises ValueError if one of the options is given, by parameter and name."""
+    sources = {name: context.get_parameter_source(name) for name in options}
+    given = [options[name] for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+    if given:
+        raise ValueError(f"{why}; leave out {', '.join(given)}.")
 
 
 def _command() -> list[str]:

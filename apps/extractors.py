@@ -1,6 +1,8 @@
-"""From what ``--extractor`` and ``--weights`` say to a feature extractor."""
+"""From what ``--extractor`` and ``--weights`` say to a feature extractor, and what decides its features."""
 
+import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,9 @@ import torch
 
 from apps.folders import hash_file
 from genaim.core.progress import Progress
+from genaim.data.sources import digest
 from genaim.evaluation.extractors import CIFAR, ENCODER, INCEPTION, Extractor, check_pickle, make_extractor
+from genaim.evaluation.extractors import source_digest as hash_sources
 from genaim.evaluation.quality import fidelity
 from genaim.pretrained import load_encoder
 from genaim.pretrained.download import Unreachable, download
@@ -18,45 +22,124 @@ from genaim.tokenizers import fingerprint
 
 
 @dataclass(frozen=True)
-class Named:
-    """An extractor with what a record tells of it."""
+class NamedExtractor:
+    """An extractor with what decides its features."""
 
     name: str
-    weights: str
-    """First 16 digits of the SHA-256 of its weights."""
     extractor: Extractor
+    weights: str
+    """Fingerprint of its parameters and buffers."""
+    code: str
+    """Hash of the source files of its classes."""
+    config: str | None = None
+    """Digest of the config of an encoder, which the same weights may have another of."""
+
+    def record(self) -> dict[str, str | None]:
+        """What a record tells of it; equal for the same extractor.
+
+        The code is that of a class of one's own. Ours and torch-fidelity's are known by their names, so that records
+        and statistics outlive an edit of a comment there.
+        """
+        return {
+            "name": self.name,
+            "weights": self.weights,
+            "config": self.config,
+            "code": self.code if ":" in self.name else None,
+            "layer": self.extractor.layers.features,
+            "logits": self.extractor.layers.logits,
+        }
 
     @property
-    def digest(self) -> str:
-        """Equal for equal features."""
-        return f"{self.name} {self.weights}"
+    def identity(self) -> str:
+        """The name with a digest of what else decides the features of FID; statistics of it can be compared."""
+        decisive = {key: value for key, value in self.record().items() if key != "logits"}
+        return f"{self.name} {digest(decisive)[:16]}"
+
+    @property
+    def cache_key(self) -> str:
+        """Digest of everything that decides the features to the last bit, other than the device.
+
+        Versions count without their last part, which is that of bug fixes: kernels and rounding change with minor ones.
+        """
+        versions = [_minor(torch.__version__), _minor(version("torch-fidelity"))]
+        return digest(self.record(), self.code, versions)
 
 
-def load_extractor(name: str, weights: str | None, device: torch.device, progress: Progress) -> Named:
+def load_extractor(name: str, weights: str | None, device: torch.device, progress: Progress) -> NamedExtractor:
     """A feature extractor with its weights, on a device.
 
     Raises:
         ValueError: If torch-fidelity is not installed, there is no such extractor, or its weights cannot be had.
     """
     fidelity("registry")
+    config: str | None = None
+    arguments: dict[str, Any] = {}
+    path = None
     if name == ENCODER:
         if weights is None:
             raise ValueError(f"extractor '{ENCODER}' needs a model; give a name or folder by --weights.")
-        encoder = load_encoder(weights, device=device)
-        return Named(name, fingerprint(encoder), make_extractor(name, device, encoder=encoder))
-    path = None if weights is None else Path(weights)
+        encoder = load_encoder(weights, device=device, progress=progress)
+        config, arguments = digest(encoder.config.model_dump(mode="json")), {"encoder": encoder}
+    else:
+        path = find_weights(name, weights, progress)
+        arguments = {} if path is None else {"feature_extractor_weights_path": str(path)}
+    if ":" in name and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # an installed command does not look for modules in the current folder
+    extractor = _make(name, device, path, arguments)
+    return NamedExtractor(name, extractor, fingerprint(extractor.module), hash_sources(extractor.module), config)
+
+
+def _make(name: str, device: torch.device, path: Path | None, arguments: dict[str, Any]) -> Extractor:
+    try:
+        return make_extractor(name, device, **arguments)
+    except NotImplementedError:  # what torch-fidelity's DINOv2 makes of a weights file
+        raise ValueError(f"extractor '{name}' takes no weights file; {_OWN_CLASS}.") from None
+    except RuntimeError as error:
+        if path is None:
+            raise
+        raise ValueError(f"'{path}' does not hold weights of '{name}': {' '.join(str(error).split())[:150]}") from None
+
+
+_OWN_CLASS = "take another --extractor, or a class of yours as MODULE:CLASS"
+
+
+def find_weights(name: str, given: str | None, progress: Progress) -> Path | None:
+    """The weights file of an extractor, looked at before anything unpickles it; None where it needs none.
+
+    Of torch-fidelity's extractors Inception is downloaded. The others would download by themselves, and unchecked:
+    theirs must be given, and DINOv2, which also runs code from there, cannot be used.
+
+    Raises:
+        ValueError: If there is no such file, or it is not what the extractor takes.
+    """
+    path = None if given is None else Path(given)
     if path is not None and not path.is_file():
         raise ValueError(f"there is no file '{path}'; give the weights of extractor '{name}' by --weights.")
-    if path is None and name == INCEPTION:
-        path = inception_weights(progress)
-    if path is not None and name != CIFAR:
+    if name == INCEPTION:
+        path = path or inception_weights(progress)
+    elif name.startswith("dinov2-"):
+        raise ValueError(f"extractor '{name}' of torch-fidelity downloads code and weights unchecked; {_OWN_CLASS}.")
+    elif name.startswith("clip-"):
+        return _published_clip(name, path)
+    elif path is None and name == "vgg16":
+        raise ValueError(
+            f"extractor '{name}' would download its weights unchecked; give a file of torchvision's by --weights FILE."
+        )
+    own_safetensors = ":" in name and path is not None and path.suffix == ".safetensors"
+    if path is not None and name != CIFAR and not own_safetensors:
         check_pickle(path)
-    arguments: dict[str, Any] = {} if path is None else {"feature_extractor_weights_path": str(path)}
-    try:
-        extractor = make_extractor(name, device, **arguments)
-    except RuntimeError as error:
-        raise ValueError(f"'{path}' does not hold weights of '{name}': {' '.join(str(error).split())[:150]}") from None
-    return Named(name, "none" if path is None else hash_file(path)[:16], extractor)
+    return path
+
+
+def _published_clip(name: str, path: Path | None) -> Path:
+    """CLIP's weights are a TorchScript program; only the published ones are run."""
+    clip = fidelity("feature_extractor_clip")
+    if name not in clip.MODEL_URLS:
+        raise ValueError(f"there is no extractor '{name}'; torch-fidelity has {', '.join(clip.MODEL_URLS)}.")
+    if path is None or hash_file(path) != clip.MODEL_METADATA[name]["hash"]:
+        found = "needs its weights" if path is None else f"takes only its published weights, which '{path}' is not"
+        raise ValueError(f"extractor '{name}' {found}; give the file of {clip.MODEL_URLS[name]} by --weights.")
+    return path
 
 
 def inception_weights(progress: Progress) -> Path:
@@ -75,3 +158,7 @@ def inception_weights(progress: Progress) -> Path:
             f"Inception weights cannot be downloaded ({error}); give the file of {url} by --weights, or take another "
             f"--extractor, such as {CIFAR}."
         ) from None
+
+
+def _minor(number: str) -> str:
+    return ".".join(number.split(".")[:2])

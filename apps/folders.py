@@ -109,6 +109,19 @@ def make_parent(file: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file.parent))
 
 
+def check_writable(folder: Path, option: str) -> None:
+    """Makes sure, before long work, that a folder can be made and written; nothing is made yet.
+
+    Raises:
+        ValueError: If it cannot, in the words of an option.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise ValueError(f"{option} '{folder}' cannot be a folder, since '{there}' is a file; choose another.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{option} '{folder}' cannot be written: no permission in '{there}'; choose another.")
+
+
 @contextmanager
 def file_written_whole(file: Path) -> Iterator[Path]:
     """Yields a temporary name beside a file, with its ending, and renames it at the end; an error leaves nothing."""

@@ -2,15 +2,15 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from apps.extractors import Named
+from apps.extractors import NamedExtractor
 from apps.folders import file_written_whole, read_json, write_text
 from apps.quality_request import QualityRequest, request_to_dict
 from apps.request import Settings
@@ -21,9 +21,9 @@ from genaim.data.sources import digest
 from genaim.evaluation.chunks import pictures
 from genaim.evaluation.image_sets import CHUNK, num_chunks
 from genaim.evaluation.npz import write_npz
-from genaim.evaluation.quality import Figure
+from genaim.evaluation.quality import SPLITS, Figure
 
-FORMAT = "genaim evaluate 1"
+FORMAT = "genaim evaluate 2"
 OUT = Path("evaluations")
 RECORD, TABLE = "record.json", "record.md"
 HEADINGS = {
@@ -41,8 +41,18 @@ class Row(NamedTuple):
 
     images: str
     images_count: int
+    images_size: str
+    """``WIDTHxHEIGHT``; so the reference's."""
+    images_digest: str
+    """Key of the `ImageSet`."""
     reference: str
     reference_count: int | None
+    """None where a file of statistics does not say it."""
+    reference_size: str
+    """``unknown`` where a file of statistics does not say it."""
+    reference_digest: str
+    """Of the content of its images, or of its statistics."""
+    reference_kind: Literal["images", "statistics"]
     figures: dict[str, Figure]
 
 
@@ -51,26 +61,38 @@ def make_record(
     settings: Settings | None,
     weights: str | None,
     rows: Sequence[Row],
-    extractor: Named,
+    extractor: NamedExtractor,
     command: Sequence[str],
     device: str,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What ``record.json`` holds."""
+    """What ``record.json`` holds.
+
+    Args:
+        request: What was asked for.
+        settings: How the model was sampled; None where nothing was.
+        weights: Fingerprint of the model.
+        rows: The figures.
+        extractor: Of the features.
+        command: The command line that repeats this.
+        device: Kind of device that computed.
+        notes: What a reader of the figures should know.
+    """
+    if settings is not None:  # the label of every image follows from the rule
+        rule = None if settings["labels"] is None else request.labels
+        settings = {k: v for k, v in settings.items() if k != "names"} | {"labels": rule}
     return {
         "format": FORMAT,
         "command": shlex.join(command),
         "request": request_to_dict(request),
         "weights": weights,
-        "settings": None if settings is None else {k: v for k, v in settings.items() if k not in ("labels", "names")},
-        "extractor": {
-            "name": extractor.name,
-            "weights": extractor.weights,
-            "layer": extractor.extractor.layers.features,
-            "logits": extractor.extractor.layers.logits,
-        },
+        "settings": settings,
+        "extractor": extractor.record(),
+        "inception_score_splits": SPLITS,
         "figures": [row._asdict() | {"figures": {k: v._asdict() for k, v in row.figures.items()}} for row in rows],
+        "notes": list(notes),
         "libraries": libraries() | {"torch-fidelity": version("torch-fidelity")},
-        "machine": machine(device),
+        "machine": machine(device) | {"device": device},
     }
 
 
@@ -89,6 +111,28 @@ def read_record(path: Path) -> dict[str, Any]:
         raise ValueError(f"'{path}' is a record of version '{found}', and this genaim reads '{FORMAT}'; measure again.")
     assert isinstance(record, dict)
     return record
+
+
+def check_same_extractor(extractor: NamedExtractor, earlier: Mapping[str, Any] | None) -> None:
+    """Raises ValueError if an extractor is not that of an earlier record, naming what differs."""
+    if earlier is None:
+        return
+    for what, now in extractor.record().items():
+        if now != (before := earlier["extractor"].get(what)):
+            advice = "restore its source files" if what == "code" else "give that one by --weights"
+            raise ValueError(
+                f"extractor '{extractor.name}' has {what} {now}, but the record was made with {before}; {advice}."
+            )
+
+
+def changed_references(references: Sequence[tuple[str, str]], earlier: Mapping[str, Any] | None) -> list[str]:
+    """A line for each reference, by name and digest, that has other content than in an earlier record."""
+    rows = [] if earlier is None else earlier["figures"]  # its first rows are of the references in order
+    return [
+        f"the reference '{name}' has other content now"
+        for (name, now), row in zip(references, rows, strict=False)
+        if now != row["reference_digest"]
+    ]
 
 
 def folder_for(request: QualityRequest, out: Path | None) -> Path:
@@ -124,22 +168,32 @@ def in_markdown(record: dict[str, Any]) -> str:
     request, settings, extractor = record["request"], record["settings"], record["extractor"]
     lines = ["# Reconstruction" if request["kind"] == "rfid" else "# Generation", "", f"    {record['command']}", ""]
     lines += [*table(record["figures"]), ""]
-    lines += [f"- features: {extractor['name']}, weights {extractor['weights']}, protocol {request['protocol']}"]
+    lines += [f"- features: {extractor['name']}, weights {extractor['weights']}, preset {request['preset']}"]
+    if settings is None and request["sampling"] is not None:
+        lines += [f"- model: {request['sampling']['model']}, weights {record['weights']}"]
     if settings is not None:
         options = {k: v for k, v in settings["options"].items() if v is not None}
         options |= {"guidance": settings["guidance_scale"], "steps": settings["num_steps"]}
         told = ", ".join(f"{k} {v}" for k, v in options.items() if v is not None)
         lines += [
             f"- model: {settings['model']}, weights {settings['weights']}; seed {settings['seed']}, {told}",
-            f"- classes: {request['labels']}"
+            f"- classes: {settings['labels'] or 'the model has none'}"
             + (f" over {', '.join(c)}" if (c := request["sampling"]["classes"]) else ""),
         ]
+    sizes = dict.fromkeys(f"{row['reference']} {row['reference_size']}" for row in record["figures"])
+    lines += [f"- pixels: {record['figures'][0]['images_size']}; of references: {', '.join(sizes)}"]
+    lines += [f"- {note}" for note in record["notes"]]
     if request["bootstrap"]:
         lines += [f"- FID's error: standard error, {request['bootstrap']} resamplings of the images"]
     if any("kid" in row["figures"] or "inception_score" in row["figures"] for row in record["figures"]):
         lines += ["- errors of KID and Inception score: standard deviation over their subsets and splits"]
+    if any("inception_score" in row["figures"] for row in record["figures"]):
+        splits = record["inception_score_splits"]
+        adm = " (ADM's have 5,000 images each, which is as many at 50,000)" if request["preset"] == "adm" else ""
+        lines += [f"- Inception score: {splits} splits{adm}"]
     lines += [f"- {', '.join(f'{name} {number}' for name, number in record['libraries'].items())}"]
-    lines += [f"- {record['machine']['processor']}, {record['machine']['threads']} threads"]
+    machine = record["machine"]
+    lines += [f"- {machine['device']}: {machine['processor']}, {machine['threads']} threads"]
     return "\n".join(lines) + "\n"
 
 
@@ -148,22 +202,27 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     shown = [name for name in HEADINGS if any(name in row["figures"] for row in rows)]
     lines = []
     for row in rows:
-        cells = [_counted(row["images"], row["images_count"]), _counted(row["reference"], row["reference_count"])]
+        cells = [f"{row['images']}, {row['images_count']:,}", _reference_in_words(row)]
         lines.append(cells + [figure_in_words(name, row["figures"].get(name)) for name in shown])
     return markdown_table(["images", "reference", *(HEADINGS[name] for name in shown)], lines)
 
 
-def _counted(name: str, count: int | None) -> str:
-    return f"{name}, statistics" if count is None else f"{name}, {count:,}"
+def _reference_in_words(row: dict[str, Any]) -> str:
+    count = "" if row["reference_count"] is None else f"{row['reference_count']:,}"
+    if row["reference_kind"] == "statistics":
+        return f"{row['reference']}, statistics" + (f" of {count}" if count else "")
+    return f"{row['reference']}, {count}"
 
 
 def figure_in_words(name: str, figure: dict[str, Any] | None) -> str:
     """A cell of a table: the value with its error, in the unit of its heading."""
     if figure is None:
         return ""
-    scale = SCALES.get(name, 1.0)
+    scale, value = SCALES.get(name, 1.0), figure["value"]
+    if name == "fid":  # no distance is negative but by rounding, of equal sets; records hold what was computed
+        value = max(0.0, value)
     error = "" if figure["error"] is None else f" ± {figure['error'] * scale:.2g}"
-    return f"{figure['value'] * scale:.4g}{error}"
+    return f"{value * scale:.4g}{error}"
 
 
 def write_pictures(folder: Path, chunks: Path, count: int, save: str) -> None:

@@ -1,20 +1,23 @@
 """What `genaim evaluate fid` and `rfid` are asked for."""
 
+import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from apps.request import SampleRequest
+from apps.request import DEVICES, SampleRequest
+from apps.splits import load_mapping
 from genaim.evaluation.image_sets import LabelRule
 from genaim.evaluation.quality import PROTOCOLS, check_count
 from genaim.pretrained.names import is_named
 
 WORDS = ("train", "val")  # references of the model's own recipe
+NOT_OURS = ("device", "batch_size")  # of a SampleRequest: the device is the request's, the batch a chunk
 
 
 @dataclass(frozen=True)
 class QualityRequest:
-    """What is asked for; everything that decides the figures is here."""
+    """What is asked for. Figures are repeated by this with equal files, weights, libraries and number of threads."""
 
     kind: Literal["fid", "rfid"]
     """Generation FID or a tokenizer's reconstruction FID."""
@@ -32,12 +35,14 @@ class QualityRequest:
     """Name of the feature extractor."""
     weights: str | None = None
     """Its weights."""
-    protocol: str = "fidelity"
-    """In `PROTOCOLS`."""
+    preset: str = "fidelity"
+    """How figures are computed, in `PROTOCOLS`."""
     bootstrap: int = 0
     """Resamplings for the standard error of FID."""
     floor: bool = False
     """Whether other real images of the first reference are compared too."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
 
     def check(self) -> None:
         """Raises ValueError for what nothing can honour."""
@@ -49,21 +54,26 @@ class QualityRequest:
                 check_count(self.sampling.count, "generated images (-n)")
         if not self.references:
             raise ValueError("there is nothing to compare with; give --reference.")
-        if self.protocol not in PROTOCOLS:
-            raise ValueError(f"there is no protocol '{self.protocol}'; choose from {', '.join(PROTOCOLS)}.")
+        if self.preset not in PROTOCOLS:
+            raise ValueError(f"there is no preset '{self.preset}'; choose from {', '.join(PROTOCOLS)}.")
         if self.bootstrap == 1 or self.bootstrap < 0:
             raise ValueError(f"--bootstrap is {self.bootstrap}; give 0 for none, or 2 or more.")
+        if self.device.partition(":")[0] not in DEVICES:
+            raise ValueError(f"--device is '{self.device}'; use auto, cpu, cuda or mps.")
         for reference in self.references:
             if self.sampling is None and reference in WORDS:
-                raise ValueError(f"'{reference}' is part of a model's recipe; with --images give --reference FOLDER.")
+                raise ValueError(
+                    f"'{reference}' is part of a model's recipe; with --images give --reference FOLDER or RECIPE."
+                )
 
 
 def located(request: QualityRequest) -> QualityRequest:
     """The request with whole paths, so that its record can be replayed from any folder."""
 
     def whole(name: str) -> str:
-        given = name in WORDS or name.startswith("{")
-        return name if given or not Path(name).exists() else str(Path(name).resolve())
+        if name.lstrip().startswith("{"):
+            return json.dumps(_with_whole_paths(load_mapping(name)))
+        return name if name in WORDS else _whole_path(name)
 
     sampling = request.sampling
     if sampling is not None and not is_named(sampling.model):
@@ -77,11 +87,28 @@ def located(request: QualityRequest) -> QualityRequest:
     )
 
 
+def _whole_path(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
+
+
+def _with_whole_paths(value: Any) -> Any:
+    """A mapping as `data_for` takes it, with every ``path`` whole."""
+    if isinstance(value, list):
+        return [_with_whole_paths(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _whole_path(item) if key == "path" and isinstance(item, str) else _with_whole_paths(item)
+        for key, item in value.items()
+    }
+
+
 def request_to_dict(request: QualityRequest) -> dict[str, Any]:
     """JSON-able, for `request_from_dict`."""
     values = {f.name: getattr(request, f.name) for f in fields(request)}
-    if request.sampling is not None:
-        values["sampling"] = {f.name: getattr(request.sampling, f.name) for f in fields(request.sampling)}
+    if (sampling := request.sampling) is not None:
+        values["sampling"] = {f.name: getattr(sampling, f.name) for f in fields(sampling) if f.name not in NOT_OURS}
     return values
 
 

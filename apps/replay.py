@@ -1,15 +1,17 @@
 """`genaim evaluate replay`: a record's measurement once more, from nothing."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from apps.quality import evaluate_quality
-from apps.quality_record import read_record
+from apps.quality_record import changed_references, read_record
 from apps.quality_request import QualityRequest, request_from_dict
 from genaim.data.sources import digest
+
+Figures = Mapping[str, Mapping[str, Any]]
 
 
 def replay(
@@ -29,48 +31,73 @@ def replay(
         command: The command line that is run.
 
     Raises:
-        ValueError: If it is no record, or the model or the extractor have other weights now.
+        ValueError: If it is no record, or the model or the extractor are others now.
     """
     record = read_record(path)
     try:
-        request = request_from_dict(record["request"])
-        weights_of_model, weights_of_extractor = record["weights"], record["extractor"]["weights"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"'{path}' is not a whole record: {error} is missing or wrong.") from None
-    request = _elsewhere(request, weights, device)
-    if request.sampling is not None:
-        request = replace(request, sampling=replace(request.sampling, weights=weights_of_model))
+        request = _request(record, weights, device)
+        rows = record["figures"]
+        assert all(row["reference_digest"] and row["images_digest"] and row["figures"] for row in rows)
+        assert record["extractor"]["name"] and record["libraries"] and record["machine"]
+    except (KeyError, TypeError, AssertionError) as error:
+        raise ValueError(f"'{path}' is not a whole record: {error or 'a part'} is missing or wrong.") from None
     name = digest(record["request"])[:6]
     own = cache / f"replay-{name}"
     found = evaluate_quality(
-        request,
-        out or Path("evaluations") / f"replay-{name}",
-        cache=own,
-        command=command,
-        extractor_weights=weights_of_extractor,
+        request, out or Path("evaluations") / f"replay-{name}", cache=own, command=command, earlier=record
     )
     if found is not None:
-        print("\n".join(compared(record["figures"], found["figures"])))
+        print("\n".join(compared(record, found)))
         shutil.rmtree(own)
 
 
-def _elsewhere(request: QualityRequest, weights: str | None, device: str | None) -> QualityRequest:
-    if weights is not None:
-        request = replace(request, weights=weights)
-    if device is not None and request.sampling is not None:
-        request = replace(request, sampling=replace(request.sampling, device=device))
-    return request
+def _request(record: dict[str, Any], weights: str | None, device: str | None) -> QualityRequest:
+    request = request_from_dict(record["request"])
+    if request.sampling is not None:
+        request = replace(request, sampling=replace(request.sampling, weights=record["weights"]))
+    return replace(request, weights=weights or request.weights, device=device or request.device)
 
 
-def compared(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> list[str]:
-    """A line for every row that differs, or one that says that none does."""
+def compared(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Lines of what differs between two records of one request, with possible reasons; or one that figures agree."""
+    told = []
+    for old, new in zip(before["figures"], now["figures"], strict=True):
+        rows = f"{old['images']} against {old['reference']}"
+        told += [f"{rows}: {line}" for line in different_figures(old["figures"], new["figures"])]
+    references = [(row["reference"], row["reference_digest"]) for row in now["figures"]]
+    changed = list(dict.fromkeys(changed_references(references, before)))
+    if not told and not changed:
+        return ["all figures are those of the record"]
+    if (
+        before["request"]["sampling"] is None
+        and before["figures"][0]["images_digest"] != (now["figures"][0]["images_digest"])
+    ):
+        changed.append(f"the images '{now['figures'][0]['images']}' have other content now")
+    return [*told, *changed, *(f"possible reason: {reason}" for reason in reasons(before, now))]
+
+
+def different_figures(before: Figures, now: Figures) -> list[str]:
+    """A line for each figure whose value or error differs, or that only one side has."""
     lines = []
-    for old, new in zip(before, now, strict=True):
-        for name, figure in old["figures"].items():
-            again = new["figures"].get(name)
-            if again is None or again["value"] != figure["value"]:
-                told = "nothing" if again is None else f"{again['value']:.17g}"
-                lines.append(
-                    f"{old['images']} against {old['reference']}: {name} was {figure['value']:.17g}, is {told}"
-                )
-    return lines or ["all figures are those of the record"]
+    for name in dict.fromkeys([*before, *now]):
+        for part in ("value", "error"):
+            old, new = (figures[name][part] if name in figures else None for figures in (before, now))
+            if old != new:
+                what = name if part == "value" else f"error of {name}"
+                lines.append(f"{what} was {_number(old)}, is {_number(new)}")
+    return lines
+
+
+def reasons(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Differences of machines and libraries, which round differently."""
+    found = []
+    for part in ("machine", "libraries"):
+        for name in dict.fromkeys([*before[part], *now[part]]):
+            old, new = before[part].get(name), now[part].get(name)
+            if old != new:
+                found.append(f"{name} was {old}, is {new}")
+    return found
+
+
+def _number(value: float | None) -> str:
+    return "absent" if value is None else f"{value:.17g}"

@@ -184,6 +184,7 @@ def whole_split(
         raise ValueError(f"the recipe names no {part} data; give --data.")
     sources = [source.model_copy(update={"limit": None}) for source in chosen]
     size = {} if image_size is None else {"image_size": image_size}
+    check_there(sources)
     dataset = build_dataset(data.model_copy(update={"val": sources, **size}), "val", class_names=class_names)
     if not isinstance(dataset, ImageDataset):
         kind = detect_format(sources[0])
@@ -192,6 +193,18 @@ def whole_split(
             "data set that is not streamed."
         )
     return dataset
+
+
+def check_there(sources: Sequence[SourceConfig]) -> None:
+    """Raises ValueError for a data set that is not on this machine; recipes name theirs by whole paths."""
+    for source in sources:
+        path = Path(source.path).expanduser()
+        pattern = source.path.endswith(".tar")  # such as x-{000..009}.tar
+        if path.is_absolute() and not path.exists() and not pattern:
+            raise ValueError(
+                f"there is no data set '{path}'; set GENAIM_DATA to the folder that holds '{path.name}', or name other "
+                "data by --data, for FID by --reference."
+            )
 
 
 def in_words(dataset: ImageDataset, data: DataConfig, part: str) -> str:

@@ -54,8 +54,8 @@ def sweep(
     """
     check(grid, best_by)
     request.check()
-    if best_by == "kid" and not PROTOCOLS[request.protocol].kid:
-        raise ValueError(f"--best-by kid: the preset {request.protocol} has no KID; choose another figure.")
+    if best_by == "kid" and not PROTOCOLS[request.preset].kid:
+        raise ValueError(f"--best-by kid: the preset {request.preset} has no KID; choose another figure.")
     need_matplotlib()
     assert request.sampling is not None
     progress = make_progress()  # of several processes the first one speaks

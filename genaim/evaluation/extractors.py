@@ -5,13 +5,15 @@ Inception-v3 is torch-fidelity's own. `CifarExtractor` is an example of a user's
 MODULE:CLASS`` takes any other. Importing this module needs torch-fidelity.
 """
 
+import hashlib
+import sys
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
@@ -130,6 +132,17 @@ def make_extractor(name: str, device: torch.device, **arguments: Any) -> Extract
     return Extractor(module.to(device), layers)
 
 
+def source_digest(module: nn.Module) -> str:
+    """Hash of the source files that define a module, its parts and their base classes; 16 hex digits.
+
+    torch's own files are left out, for which its version stands, and so is what a file imports but for such classes.
+    """
+    defined_in = {kind.__module__ for part in module.modules() for kind in type(part).__mro__}
+    names = sorted(name for name in defined_in if name.partition(".")[0] not in ("builtins", "torch"))
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in names]
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files if file)).hexdigest()[:16]
+
+
 def check_pickle(path: Path) -> None:
     """Makes sure that torch-fidelity, which unpickles weight files whole, meets tensors only.
 
@@ -156,7 +169,9 @@ def _register(name: str) -> None:
     try:
         kind = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"extractor '{name}' cannot be imported ({error}); give MODULE:CLASS.") from None
+        raise ValueError(
+            f"extractor '{name}' cannot be imported ({error}); give MODULE:CLASS of this folder or of an installed one."
+        ) from None
     if not (isinstance(kind, type) and issubclass(kind, FeatureExtractorBase)):
         raise ValueError(f"'{name}' is no sub-class of torch_fidelity's FeatureExtractorBase; derive it from that.")
-    FEATURE_EXTRACTORS_REGISTRY.setdefault(name, kind)
+    FEATURE_EXTRACTORS_REGISTRY[name] = kind

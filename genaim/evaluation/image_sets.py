@@ -52,6 +52,11 @@ def chunked(count: int) -> int:
     return num_chunks(count) * CHUNK
 
 
+def size_in_words(size: tuple[int, int] | None) -> str:
+    """``WIDTHxHEIGHT`` of a height and width; None is unknown."""
+    return "unknown" if size is None else f"{size[1]}x{size[0]}"
+
+
 def num_chunks(count: int) -> int:
     """Chunks that hold so many images; the last may hold fewer than a chunk."""
     return -(-count // CHUNK)

@@ -1,10 +1,12 @@
 """References in the npz layout of ADM (Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233).
 
 ``mu`` and ``sigma`` are statistics of features, ``arr_0`` images, as in the folder evaluations of its repository.
+Statistics of ours come with ``extractor``, ``count`` and ``image_size`` (height, width), which ADM's do not say.
 """
 
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ import numpy as np
 from genaim.evaluation.image_sets import ImageSet, from_array
 from genaim.evaluation.quality import Statistics
 
+KEYS = ("mu", "sigma", "arr_0", "extractor", "count", "image_size")
+
 
 @dataclass(frozen=True)
-class StatisticsFile:
+class ReferenceFile:
     """An ADM-compatible npz file."""
 
     statistics: Statistics | None
@@ -25,19 +29,19 @@ class StatisticsFile:
     """``arr_0``."""
     extractor: str | None
     """The extractor that genaim has written down; None in files of others, which are of Inception."""
+    count: int | None
+    """Number of images behind the statistics, where it is written down."""
+    size: tuple[int, int] | None
+    """Their height and width, likewise."""
 
 
-def read_npz(path: Path) -> StatisticsFile:
+def read_npz(path: Path) -> ReferenceFile:
     """Reads a reference of the ADM repository, or of ours.
 
     Raises:
         ValueError: If the file is broken, or holds neither statistics nor images.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found: dict[str, Any] = {k: file[k] for k in ("mu", "sigma", "arr_0", "extractor") if k in file.files}
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"'{path}' is no readable npz file ({' '.join(str(error).split())[:100]}).") from None
+    found = _read_arrays(path)
     statistics = None
     if {"mu", "sigma"} <= found.keys():
         mu, sigma = found["mu"], found["sigma"]
@@ -47,10 +51,27 @@ def read_npz(path: Path) -> StatisticsFile:
     images = from_array(path.name, found["arr_0"]) if "arr_0" in found else None
     if statistics is None and images is None:
         raise ValueError(f"'{path}' holds neither mu and sigma nor images arr_0; give an npz file of a reference.")
-    return StatisticsFile(statistics, images, str(found["extractor"]) if "extractor" in found else None)
+    try:
+        count = int(found["count"]) if "count" in found else None
+        height, width = map(int, found["image_size"]) if "image_size" in found else (0, 0)
+    except (TypeError, ValueError):
+        raise ValueError(f"'{path}' has a count or image_size that is no number; write it anew.") from None
+    extractor = str(found["extractor"]) if "extractor" in found else None
+    return ReferenceFile(statistics, images, extractor, count, (height, width) if height else None)
 
 
-def write_npz(path: Path, **arrays: np.ndarray | str) -> None:
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("it is a single array, an npy file")
+        with file:
+            return {key: file[key] for key in KEYS if key in file.files}
+    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"'{path}' is no readable npz file ({' '.join(str(error).split())[:100]}).") from None
+
+
+def write_npz(path: Path, **arrays: np.ndarray | str | int | tuple[int, int]) -> None:
     """Writes an npz file under another name and moves it into place."""
     temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}.npz")
     try:

@@ -1,9 +1,12 @@
 """A tiny random model on disk, a recipe, and the command line run in this process."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -66,6 +69,31 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unconditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a model without classes."""
     return make_model(tmp_path_factory.mktemp("models") / "plain")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty 8x8 pictures in three classes."""
+    folder = tmp_path_factory.mktemp("photos") / "photos"
+    generator = np.random.default_rng(0)
+    for number in range(30):
+        path = folder / CLASSES[number % 3] / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture
+def options(photos: Path, cifar_weights: Path) -> list[object]:
+    """Of `genaim evaluate fid`: a reference and an extractor."""
+    return ["--reference", photos, "--extractor", "cifar-resnet56", "--weights", cifar_weights]
+
+
+def record(folder: str = "evaluations") -> dict[str, Any]:
+    """The only record under a folder."""
+    (path,) = Path(folder).rglob("record.json")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,32 +15,8 @@ pytest.importorskip("torch_fidelity")
 
 from genaim.evaluation import chunks
 from genaim.pretrained import save_model
-from tests.apps.conftest import CLASSES
+from tests.apps.conftest import record
 from tests.tiny import make_tokenizer
-
-
-@pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty 8x8 pictures in three classes."""
-    folder = tmp_path_factory.mktemp("photos") / "photos"
-    generator = np.random.default_rng(0)
-    for number in range(30):
-        path = folder / CLASSES[number % 3] / f"{number:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
-    return folder
-
-
-@pytest.fixture
-def options(photos: Path, cifar_weights: Path) -> list[object]:
-    return ["--reference", photos, "--extractor", "cifar-resnet56", "--weights", cifar_weights]
-
-
-def record(folder: str = "evaluations") -> dict[str, Any]:
-    """The only record under a folder."""
-    (path,) = Path(folder).rglob("record.json")
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
 
 
 def test_a_record_is_repeated_to_the_last_bit(genaim, model, options, monkeypatch):
@@ -67,7 +42,7 @@ def test_a_record_is_repeated_to_the_last_bit(genaim, model, options, monkeypatc
     assert refused.code == 2 and "but the record was made with 0000" in refused.err
 
 
-def test_more_images_continue_those_that_there_are(genaim, model, options, monkeypatch):
+def test_more_images_continue_those_that_there_are(genaim, model, options):
     assert genaim("evaluate", "fid", "--model", model, "-n", 20, *options).code == 0
     files = {path: path.stat().st_mtime_ns for path in Path("cache").rglob("*.safetensors")}
     assert genaim("evaluate", "fid", "--model", model, "-n", 70, *options, "--out", "more").code == 0
@@ -124,7 +99,18 @@ def test_statistics_of_a_folder_are_a_reference(genaim, model, photos, cifar_wei
     assert done.code == 0
     whole = record("whole")["figures"][0]
     assert alone["figures"]["fid"] == whole["figures"]["fid"] and "kid" not in alone["figures"]
-    assert alone["reference_count"] is None
+    assert (alone["reference_kind"], alone["reference_count"], alone["reference_size"]) == ("statistics", 30, "8x8")
+    assert "ref.npz, statistics of 30" in next(Path("evaluations").rglob("record.md")).read_text()
+    np.savez("small.npz", arr_0=np.zeros((12, 4, 4, 3), np.uint8))
+    refused = genaim("evaluate", "fid", "--images", "small.npz", "--reference", "ref.npz", *extractor)
+    assert refused.code == 2 and "images of 4x4 pixels, and reference 'ref.npz' is of images of 8x8" in refused.err
+    np.savez("adm.npz", **{name: np.load("ref.npz")[name] for name in ("mu", "sigma", "extractor")})
+    assert (
+        genaim("evaluate", "fid", "--model", model, "-n", 12, "--reference", "adm.npz", *extractor, "--out", "adm").code
+        == 0
+    )
+    told = record("adm")
+    assert told["figures"][0]["reference_size"] == "unknown" and "'adm.npz' does not say" in told["notes"][0]
 
 
 def test_reconstruction_is_a_command_of_its_own(genaim, tmp_path, options):
@@ -226,7 +212,7 @@ BAD = {
     "empty class list": (["--classes", ""], "the list of classes is empty"),
     "unknown extractor": (["--extractor", "inceptoin"], "there is no extractor 'inceptoin'"),
     "no weights": (["--weights", "none.pth"], "there is no file 'none.pth'"),
-    "unknown preset": (["--preset", "adn"], "there is no protocol 'adn'"),
+    "unknown preset": (["--preset", "adn"], "there is no preset 'adn'"),
     "one resampling": (["--bootstrap", 1], "--bootstrap is 1"),
 }
 
@@ -247,7 +233,10 @@ def test_references_that_do_not_fit_are_refused(genaim, model, options, photos, 
     assert refused.code == 2 and "statistics of extractor 'inception-v3-compat'" in refused.err
     np.savez("large.npz", arr_0=np.zeros((12, 16, 16, 3), np.uint8))
     refused = genaim(*base, "--reference", "large.npz")
-    assert refused.code == 2 and "images of 8x8 pixels and reference 'large.npz' of 16x16" in refused.err
+    assert (
+        refused.code == 2
+        and "images of 8x8 pixels, and reference 'large.npz' begins with an image of 16x16" in refused.err
+    )
     refused = genaim(*base)
     assert refused.code == 2 and "give --data, or for FID --reference" in refused.err
     given = ["--extractor", "cifar-resnet56", "--weights", cifar_weights, "--reference", photos]
@@ -275,7 +264,7 @@ def test_another_config_of_the_same_weights_is_measured_anew(genaim, model, opti
 def test_records_of_other_versions_and_other_files_are_refused(genaim, model, options):
     Path("old.json").write_text(json.dumps({"format": "genaim evaluate 0"}))
     refused = genaim("evaluate", "replay", "old.json")
-    assert refused.code == 2 and "version 'genaim evaluate 0', and this genaim reads 'genaim evaluate 1'" in refused.err
+    assert refused.code == 2 and "version 'genaim evaluate 0', and this genaim reads 'genaim evaluate 2'" in refused.err
     Path("other.json").write_text("[1]")
     assert "is not a record of genaim evaluate" in genaim("evaluate", "replay", "other.json").err
     Path("mine").mkdir()
