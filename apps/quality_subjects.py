@@ -1,13 +1,17 @@
 """What `genaim evaluate fid` and `rfid` measure: images that a model generates or reconstructs, or that are there."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import genaim
+import samplers
 from apps.quality_references import LoadedReference, images_of
 from apps.quality_request import QualityRequest
 from apps.request import Settings, resolve
@@ -109,7 +113,7 @@ def subject_images(
         source = references[0].images
         if source is None or len(references) > 1:
             raise ValueError("a tokenizer reconstructs the images of one --reference, which must hold images.")
-        identity = digest(fingerprint(model), model.config.model_dump(mode="json"))
+        identity = digest(fingerprint(model), model.config.model_dump(mode="json"), generating_code())
         return reconstructed(f"{name}, reconstructed", source, model, identity, device), None
     dtype = pick_dtype(request.sampling.dtype, device)
     sampling = replace(request.sampling, classes=(), batch_size=CHUNK)
@@ -132,8 +136,17 @@ def subject_images(
     # Without the count and what follows from it: more images continue those that there are.
     decisive = {k: v for k, v in settings.items() if k not in ("count", "labels", "names", "batch_size", "model")}
     configs = [model.config.model_dump(mode="json"), model.tokenizer.config.model_dump(mode="json")]
-    key = digest("generated", configs, decisive, rule, torch.get_num_threads() if device.type == "cpu" else None)
+    threads = torch.get_num_threads() if device.type == "cpu" else None
+    key = digest("generated", configs, decisive, rule, generating_code(), threads)
     return generated(name, key, labels, model.tokenizer.image_size, sample), settings
+
+
+@cache
+def generating_code() -> str:
+    """Hash of the source files that models are made of and sampled by: after an edit there, images are drawn anew."""
+    rooms = [Path(genaim.__path__[0]) / room for room in ("core", "heads", "models", "tokenizers")]
+    files = [path for room in (*rooms, Path(samplers.__path__[0])) for path in sorted(room.glob("*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def all_labels(

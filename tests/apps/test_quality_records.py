@@ -237,6 +237,24 @@ def test_statistics_are_shared_by_processes(genaim, photos, cifar_weights, monke
     assert one["count"] == 70 and one["image_size"].tolist() == [8, 8]
 
 
+def test_an_interruption_while_figures_are_computed_tells_how_to_go_on(genaim, photos, options, monkeypatch):
+    def interrupted(*arguments, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quality, "quality", interrupted)
+    done = genaim("evaluate", "fid", "--images", photos, *options)
+    assert done.code == 130 and "the same command goes on: genaim evaluate fid" in done.err
+    assert list(Path("cache").rglob("*.safetensors")) and not Path("evaluations").exists()
+
+
+def test_each_process_has_a_gpu_of_its_own_unless_the_user_names_one(monkeypatch):
+    monkeypatch.setattr(quality, "pick_device", torch.device)
+    state = SimpleNamespace(device=torch.device("cuda", 1))
+    monkeypatch.setattr(quality, "PartialState", lambda cpu, timeout: state)
+    for name, own in {"cuda": "cuda:1", "cuda:0": "cuda:0", "cpu": "cpu"}.items():
+        assert quality.join_processes(name) == (state, torch.device(own))
+
+
 def test_a_distance_of_zero_is_shown_as_zero():
     assert figure_in_words("fid", {"value": -3.5e-13, "error": None}) == "0"
     assert figure_in_words("fid", {"value": 1.23456e-7, "error": 1e-9}) == "1.235e-07 ± 1e-09"

@@ -3,6 +3,7 @@
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from genaim.core.progress import SilentProgress
 from genaim.data import DataConfig, ImageDataset, build_dataset
 from genaim.evaluation.chunks import collect, extract, pictures
 from genaim.evaluation.extractors import CIFAR, INCEPTION, Extractor, check_pickle, make_extractor
-from genaim.evaluation.image_sets import CHUNK, ImageSet, choose_labels, evenly, from_folder, real
+from genaim.evaluation.image_sets import CHUNK, ImageSet, choose_labels, evenly, from_array, from_folder, real, some
 from genaim.evaluation.npz import read_npz, write_npz
 from genaim.evaluation.quality import (
     PROTOCOLS,
@@ -289,6 +290,9 @@ def test_real_images_are_those_of_validation(tmp_path: Path) -> None:
     raw = from_folder(folder)
     assert images.images(range(1, 4)).equal(raw.images(range(12))[[2, 4, 7]])
     assert images.key != real("photos", data, [0, 1]).key
+    few = some(raw, 5)
+    assert few.count == 5 and few.images(range(1, 4)).equal(images.images(range(1, 4))) and few.key != raw.key
+    assert some(raw, 12) is raw and some(raw, None) is raw
 
 
 def test_pictures_of_different_sizes_are_refused(tmp_path: Path) -> None:
@@ -304,9 +308,13 @@ def test_pictures_of_different_sizes_are_refused(tmp_path: Path) -> None:
 def test_npz_files_of_references(tmp_path: Path) -> None:
     statistics = features_to_statistics(gaussian(20, 3, 0))
     array = noise_images(4).images(range(4)).permute(0, 2, 3, 1).numpy()
-    write_npz(tmp_path / "a.npz", mu=statistics.mu, sigma=statistics.sigma, arr_0=array, extractor="mine 123")
+    about: dict[str, Any] = {"extractor": "mine 123", "count": 4, "image_size": (8, 6)}
+    write_npz(tmp_path / "a.npz", mu=statistics.mu, sigma=statistics.sigma, arr_0=array, **about)
     found = read_npz(tmp_path / "a.npz")
     assert found.statistics is not None and found.images is not None and found.extractor == "mine 123"
+    assert (found.count, found.size) == (4, (8, 6))
+    reshaped = from_array("a", array.reshape(4, 4, 16, 3))
+    assert reshaped.key != from_array("a", array).key == found.images.key
     assert (found.statistics.mu == statistics.mu).all() and (found.statistics.sigma == statistics.sigma).all()
     assert found.images.images(range(1, 3)).equal(noise_images(4).images(range(1, 3)))
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
@@ -314,6 +322,13 @@ def test_npz_files_of_references(tmp_path: Path) -> None:
     write_npz(tmp_path / "none.npz", other=array)
     write_npz(tmp_path / "float.npz", arr_0=array / 255)
     (tmp_path / "text.npz").write_text("no zip")
+    np.save(tmp_path / "array.npy", array)
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    np.savez_compressed(tmp_path / "deflate.npz", arr_0=np.zeros((9, 9, 9, 3), np.uint8))
+    content = bytearray((tmp_path / "deflate.npz").read_bytes())
+    content[44:60] = b"\xff" * 16  # within the compressed data
+    (tmp_path / "deflate.npz").write_bytes(content)
+    write_npz(tmp_path / "size.npz", mu=statistics.mu, sigma=statistics.sigma, image_size="large")
     np.savez(tmp_path / "pickle.npz", mu=np.array([{}], dtype=object), sigma=np.eye(1))
     for name, told in {
         "mu": "they must be",
@@ -321,6 +336,9 @@ def test_npz_files_of_references(tmp_path: Path) -> None:
         "float": "it must be uint8",
         "text": "no readable npz",
         "pickle": "no readable npz",
+        "array": "it is a single array",
+        "deflate": "no readable npz",
+        "size": "image_size that is no number",
     }.items():
         with pytest.raises(ValueError, match=told):
             read_npz(tmp_path / f"{name}.npz")
