@@ -68,11 +68,11 @@ def compared(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     changed = list(dict.fromkeys(changed_references(references, before)))
     if not told and not changed:
         return ["all figures are those of the record"]
-    if (
-        before["request"]["sampling"] is None
-        and before["figures"][0]["images_digest"] != (now["figures"][0]["images_digest"])
-    ):
-        changed.append(f"the images '{now['figures'][0]['images']}' have other content now")
+    old, new = before["figures"][0], now["figures"][0]  # later rows are of the same images, or of a floor
+    if old["images_digest"] != new["images_digest"]:
+        of_files = before["request"]["sampling"] is None
+        how = "have other content" if of_files else "are made by other code, number of threads or device"
+        changed.append(f"the images '{new['images']}' {how} now")
     return [*told, *changed, *(f"possible reason: {reason}" for reason in reasons(before, now))]
 
 

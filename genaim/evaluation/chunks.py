@@ -53,7 +53,7 @@ def extract(
     missing = [k for k in chunks if not _complete(folder / _file(k), keep)]
     if not missing:
         return
-    device = next(extractor.module.parameters()).device
+    device = next((p.device for p in extractor.module.parameters()), torch.device("cpu"))
     done, began = len(chunks) - len(missing), time.monotonic()
     shared = f", as one of {processes} processes" if processes > 1 else ""
     progress.say(f"{what}: {count:,} images, {len(missing):,} of {len(chunks):,} chunks of {CHUNK} to compute{shared}")

@@ -119,7 +119,7 @@ def real(name: str, data: ImageDataset, indices: Sequence[int]) -> ImageSet:
     """Images of a data set by their numbers, prepared as for validation.
 
     In place of a file that cannot be read comes the next one; asking for an image raises ValueError when they are many.
-    The key is of the content of the images' files, see `ImageDataset.content`. They are all read for it, be it 140 GB of
+    The key is of the content of the images' files, see `ImageDataset.content`. All are read for it, be it 140 GB of
     ImageNet: that is less work than to decode them once, and notices what names, sizes and times do not.
     """
     bad: dict[str, None] = {}  # an ordered set

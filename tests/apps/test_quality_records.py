@@ -27,14 +27,13 @@ from tests.apps.conftest import CLASSES, record
 
 CPU = torch.device("cpu")
 EXTRACTOR = """
-import torch
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 
 class Colors(FeatureExtractorBase):
     def __init__(self, name, features_list, **kwargs):
         super().__init__(name, features_list)
-        self.scale = torch.nn.Parameter(torch.tensor(1 / 255))
+        self.scale = 1 / 255
 
     @staticmethod
     def get_provided_features_list():
@@ -243,7 +242,7 @@ def test_an_interruption_while_figures_are_computed_tells_how_to_go_on(genaim, p
 
     monkeypatch.setattr(quality, "quality", interrupted)
     done = genaim("evaluate", "fid", "--images", photos, *options)
-    assert done.code == 130 and "the same command goes on: genaim evaluate fid" in done.err
+    assert done.code == 130 and "the same command goes on: genaim" in done.err
     assert list(Path("cache").rglob("*.safetensors")) and not Path("evaluations").exists()
 
 
