@@ -158,7 +158,10 @@ def images_of(given: str, size: int | None) -> ImageSet:
     if not path.exists() and not is_recipe(given) and not given.startswith("{"):
         raise ValueError(f"there is no '{given}'; give a folder of images, an npz file of arr_0, or a recipe.")
     if size is None and not is_recipe(given):
-        raise ValueError(f"the images of '{given}' may differ in size; give the side that they get by --size.")
+        raise ValueError(
+            f"the images of '{given}' may differ in size; name a recipe, which says it, or where there is a --size "
+            "(genaim evaluate statistics) give that."
+        )
     config = data_for(given, given)
     data = whole_split(config, "train", image_size=size)
     return real(source_names(config, "train"), data, range(len(data)))

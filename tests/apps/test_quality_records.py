@@ -113,6 +113,8 @@ def test_a_replay_tells_differences_of_figures_and_their_possible_reasons():
         "possible reason: torch was 2.10, is 2.11",
     ]
     assert compared(before, before | changed) == ["all figures are those of the record"]
+    drawn = now | {"figures": [row | {"figures": {"fid": kid}, "images_digest": "3"}]}
+    assert "the images 'a' are made by other code, number of threads or device now" in compared(before, drawn)
     files = {"request": {"sampling": None}, "figures": [row | {"figures": {"fid": kid}, "images_digest": "3"}]}
     assert "the images 'a' have other content now" in compared(before | {"request": {"sampling": None}}, now | files)
 
