@@ -42,12 +42,11 @@ class LoadedReference:
     @property
     def digest(self) -> str:
         """Equal for equal content."""
-        if self.images is not None:
+        if self.statistics is None:
+            assert self.images is not None
             return self.images.key
-        assert self.statistics is not None
-        return digest(
-            "statistics", *(hashlib.sha256(np.ascontiguousarray(a).data).hexdigest() for a in self.statistics)
-        )
+        parts = [hashlib.sha256(np.ascontiguousarray(part).data).hexdigest() for part in self.statistics]
+        return digest("statistics", parts, None if self.images is None else self.images.key)
 
 
 def find_reference(
