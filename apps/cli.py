@@ -65,12 +65,17 @@ def sample(
     batch_size: options.BatchSize = 16,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Use torch.compile: a slow start, for many images of one batch size.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder to write. Default: samples/MODEL-seedSEED.")
     ] = None,
     from_record: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Repeat the run of a record.json; takes --device, --dtype and --out only."),
+        typer.Option(
+            metavar="FILE", help="Repeat the run of a record.json; takes --device, --dtype, --compile and --out only."
+        ),
     ] = None,
 ) -> None:
     """Generate images: numbered PNG files, a contact sheet, and a record that repeats the run."""
@@ -98,8 +103,8 @@ def sample(
     record = None
     if from_record is not None:
         given = _given(context)
-        if given - {"from_record", "device", "dtype", "out"}:
-            name = min(given - {"from_record", "device", "dtype", "out"})
+        if others := given - {"from_record", "device", "dtype", "compiled", "out"}:
+            name = min(others)
             raise ValueError(f"--from-record takes '{name}' from the record; leave that option out.")
         record = read_record(from_record)
         elsewhere = {name: context.params[name] for name in given & {"device", "dtype"}}
@@ -109,7 +114,7 @@ def sample(
         check_replaceable(out)
     from apps.sample import compared, sample  # imports torch, after all that is refused without it
 
-    folder = sample(request, out)
+    folder = sample(request, out, compiled=compiled)
     if record is not None:
         print(compared(folder, record))
     print(f"{request.count} image{'s' * (request.count != 1)}, sheet.png and record.json in {folder}")
@@ -331,14 +336,23 @@ def convert(
 
 @app.command()
 def bench(
-    model: Annotated[str, typer.Option(metavar="NAME|FOLDER", help="Model to sample.")] = DEFAULT_MODEL,
-    repeats: Annotated[int, typer.Option(help="Runs of each; the fastest counts.", min=1)] = 3,
+    preset: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="start: processes alone; cpu or gpu: published models too, minutes; tiny: a small table.",
+        ),
+    ] = "start",
+    model: Annotated[str, typer.Option(metavar="NAME|FOLDER", help="Model that processes sample.")] = DEFAULT_MODEL,
+    repeats: Annotated[int, typer.Option(help="Runs of each process; the fastest counts.", min=1)] = 3,
+    device: options.Device = "auto",
+    compiled: Annotated[bool, typer.Option("--compile", help="Also with torch.compile, after its warm-up.")] = False,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the figures to this file.")] = None,
 ) -> None:
-    """Time start-up and sampling on this machine."""
+    """Time start-up, sampling and training on this machine, beside a plain implementation and the machine's limits."""
     from apps.bench import bench
 
-    bench(model, repeats, json)
+    bench(preset, model=model, repeats=repeats, device=device, compiled=compiled, report=json)
 
 
 @app.command()

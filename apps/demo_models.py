@@ -14,6 +14,7 @@ from genaim.core.hardware import pick_device, pick_dtype
 from genaim.models import MODELS, GenerativeModel, GeneratorConfig, VARConfig
 from genaim.pretrained import find, load_generator
 from genaim.pretrained.names import bundled_generators, read_config
+from samplers.prepare import prepare
 
 DEFAULT_MODEL = "emoji-var"
 
@@ -61,7 +62,9 @@ class Models:
             raise ValueError(f"model '{name}' is not served here; {nearest(name, self.configs)}.")
         with self._lock:
             if name not in self._loaded:
-                self._loaded[name] = load_generator(name, device=self.device)
+                model = load_generator(name, device=self.device)
+                prepare(model, self.dtype)
+                self._loaded[name] = model
         return self._loaded[name]
 
 

@@ -153,6 +153,7 @@ def judge_request(request: "SampleRequest", cnn: "DigitCNN", mnist: Path, progre
     from genaim.evaluation.neighbours import equal_pairs
     from genaim.pretrained import load_generator
     from genaim.tokenizers import fingerprint
+    from samplers import prepare
 
     target = pick_device(request.device)
     number_format = pick_dtype(request.dtype, target)
@@ -164,6 +165,7 @@ def judge_request(request: "SampleRequest", cnn: "DigitCNN", mnist: Path, progre
             f"{IMAGE_SIZE}x{IMAGE_SIZE} in {NUM_CLASSES}; give a generator of digits."
         )
     settings = resolve(request, model.config, fingerprint(model), target, number_format)
+    prepare(model, number_format)
     pictures = list(draw(model, settings, number_format, progress))
     images = torch.stack([image_to_tensor(picture, IMAGE_SIZE) for picture in pictures])
     test, _ = load_digits(mnist, "test", REAL_DIGITS)

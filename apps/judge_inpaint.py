@@ -113,6 +113,7 @@ def complete_all(
     from genaim.heads import SamplingOptions
     from genaim.pretrained import load_generator
     from samplers.inpaint import complete
+    from samplers.prepare import prepare
 
     device = pick_device(request.device)
     dtype = pick_dtype(request.dtype, device)
@@ -120,6 +121,7 @@ def complete_all(
     if model.tokenizer.image_size != EMOJI_SIDE:
         raise ValueError(f"'{request.model}' makes images of {model.tokenizer.image_size} pixels, not {EMOJI_SIDE}.")
     settings = resolve(request, model.config, "", device, dtype)
+    prepare(model, dtype)
     null = model.config.num_classes
     told = labels if labels is not None and null else torch.full((len(images),), null)
     results, n = [], request.count

@@ -14,7 +14,7 @@ from PIL import Image
 from apps.folders import RECORD, hash_file, written_whole
 from apps.progress import make_progress
 from apps.request import PaintRequest, Settings, command_line, parse_box, resolve
-from apps.sample import free_folder, introduction, load_for, make_record, write_record
+from apps.sample import Loaded, free_folder, introduction, load_for, make_record, write_record
 from genaim.core.order import Step
 from genaim.core.progress import Progress
 from genaim.data.grid import contact_sheet
@@ -23,7 +23,6 @@ from genaim.evaluation.inpainting import diversity
 from genaim.evaluation.upscaling import consistency_error
 from genaim.heads import SamplingOptions
 from genaim.models import GenerativeModel
-from genaim.tokenizers import fingerprint
 from samplers.canvas import check_depth, editable, to_pixels
 from samplers.decode import StepCallback
 from samplers.generate import Sampling
@@ -53,8 +52,9 @@ def paint(request: PaintRequest, out: Path | None = None) -> Path:
     image = read_picture(request.image)
     mask = read_mask(request, image)
     progress = make_progress(sys.stderr)
-    model, dtype, loaded = load_for(request.sampling, progress)
-    settings = paint_settings(request, model, dtype)
+    loaded = load_for(request.sampling, progress)
+    model, dtype = loaded.model, loaded.dtype
+    settings = paint_settings(request, loaded)
     folder = out or free_folder(settings, f"{request.image.stem}-{request.task}")
     with written_whole(folder) as temporary:
         progress.say(f"{request.task} {request.image.name}: {introduction(settings)}")
@@ -71,7 +71,7 @@ def paint(request: PaintRequest, out: Path | None = None) -> Path:
         seconds = time.perf_counter() - began
         sheet(request, image, mask, results).save(temporary / "sheet.png")
         files["sheet.png"] = hash_file(temporary / "sheet.png")
-        record = make_record(settings, files, {"load": round(loaded, 3), "sample": round(seconds, 3)})
+        record = make_record(settings, files, {"load": round(loaded.seconds, 3), "sample": round(seconds, 3)})
         record["command"] = paint_command(settings)
         record["metrics"] = metrics(request, image, mask, results)
         write_record(temporary / RECORD, record)
@@ -219,13 +219,14 @@ def box_mask(box: str, image: Image.Image) -> np.ndarray:
     return mask
 
 
-def paint_settings(request: PaintRequest, model: GenerativeModel, dtype: torch.dtype) -> Settings:
+def paint_settings(request: PaintRequest, loaded: Loaded) -> Settings:
     """Everything that decides the results, JSON-able.
 
     Raises:
         ValueError: If the model has no such class, or there is guidance to no class.
     """
-    settings = resolve(request.sampling, model.config, fingerprint(model), model.device, dtype)
+    model = loaded.model
+    settings = resolve(request.sampling, model.config, loaded.weights, model.device, loaded.dtype)
     numbers = [] if request.label is None else class_numbers([request.label], model.config)
     if len(numbers) > 1:
         raise ValueError(f"--class '{request.label}' names {len(numbers)} classes; give one.")

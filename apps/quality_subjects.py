@@ -23,7 +23,7 @@ from genaim.heads import SamplingOptions
 from genaim.models import GenerativeModel
 from genaim.pretrained import from_pretrained, load_generator
 from genaim.tokenizers import Tokenizer, fingerprint
-from samplers import generate
+from samplers import generate, prepare
 from samplers.labels import class_numbers
 
 Subject = GenerativeModel | Tokenizer | ImageSet
@@ -121,9 +121,14 @@ def subject_images(
     labels, rule = all_labels(request, model, references)
     options = SamplingOptions(**settings["options"])
 
+    @cache
+    def ready() -> GenerativeModel:  # when all is known of its weights
+        prepare(model, dtype)
+        return model
+
     def sample(labels: Tensor, first_index: int) -> Tensor:
         return generate(
-            model,
+            ready(),
             labels,
             seed=settings["seed"],
             first_index=first_index,

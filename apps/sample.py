@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -31,18 +32,33 @@ from genaim.models import GenerativeModel
 from genaim.pretrained import load_generator
 from genaim.tokenizers import fingerprint
 from samplers.generate import generate_batches
+from samplers.prepare import prepare
 
 SAMPLES = Path("samples")
 SHEET_IMAGES = 256
 SHEET_SIDE, SHEET_WIDTH = 128, 1200  # small images are enlarged up to these
 
 
-def sample(request: SampleRequest, out: Path | None = None) -> Path:
+@dataclass(frozen=True)
+class Loaded:
+    """A model on its device, ready to sample."""
+
+    model: GenerativeModel
+    weights: str
+    """Fingerprint of its weights."""
+    dtype: torch.dtype
+    """Number format of matrix products."""
+    seconds: float
+    """That loading took."""
+
+
+def sample(request: SampleRequest, out: Path | None = None, *, compiled: bool = False) -> Path:
     """Generates images and writes them with their contact sheet and record.
 
     Args:
         request: What is asked for, checked.
         out: Folder to write, which loses nothing by it (`check_replaceable`); None takes a free one under ``samples``.
+        compiled: Whether to use `torch.compile`.
 
     Returns:
         The folder.
@@ -52,15 +68,15 @@ def sample(request: SampleRequest, out: Path | None = None) -> Path:
         OSError: If the folder cannot be written; then nothing of it remains.
     """
     progress = make_progress(sys.stderr)
-    model, dtype, loaded = load_for(request, progress)
-    weights = fingerprint(model)
-    if request.weights not in (None, weights):
+    loaded = load_for(request, progress, compiled=compiled)
+    model, dtype = loaded.model, loaded.dtype
+    if request.weights not in (None, loaded.weights):
         raise ValueError(
-            f"model '{request.model}' has weights {weights}, but the record was made with {request.weights}."
+            f"model '{request.model}' has weights {loaded.weights}, but the record was made with {request.weights}."
         )
     if model.config.low_res is not None:
         raise ValueError(f"model '{request.model}' enlarges pictures and draws none by itself; use genaim upscale.")
-    settings = resolve(request, model.config, weights, model.device, dtype)
+    settings = resolve(request, model.config, loaded.weights, model.device, dtype)
     folder = out or free_folder(settings)
     with written_whole(folder) as temporary:
         progress.say(introduction(settings))
@@ -74,18 +90,24 @@ def sample(request: SampleRequest, out: Path | None = None) -> Path:
         seconds = time.perf_counter() - began
         sheet(shown, settings).save(temporary / "sheet.png")
         files["sheet.png"] = hash_file(temporary / "sheet.png")
-        record = make_record(settings, files, {"load": round(loaded, 3), "sample": round(seconds, 3)})
+        record = make_record(settings, files, {"load": round(loaded.seconds, 3), "sample": round(seconds, 3)})
         write_record(temporary / RECORD, record)
     return folder
 
 
-def load_for(request: SampleRequest, progress: Progress) -> tuple[GenerativeModel, torch.dtype, float]:
-    """The model of a request on its device, the number format, and the seconds that loading took."""
+def load_for(request: SampleRequest, progress: Progress, *, compiled: bool = False) -> Loaded:
+    """The model of a request, ready to sample."""
     device = pick_device(request.device)
     dtype = pick_dtype(request.dtype, device)
     began = time.perf_counter()
     model = load_generator(request.model, device=device, progress=progress)
-    return model, dtype, time.perf_counter() - began
+    weights = fingerprint(model)
+    reason = prepare(model, dtype, compiled=compiled)
+    if reason is not None:
+        progress.say(f"note: nothing is compiled, since this fails here: {reason}")
+    elif compiled:
+        progress.say("compiling: the first batch takes a minute or more, those after it less")
+    return Loaded(model, weights, dtype, time.perf_counter() - began)
 
 
 def draw(model: GenerativeModel, settings: Settings, dtype: torch.dtype, progress: Progress) -> Iterator[Image.Image]:

@@ -4,12 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 from samplers.generate import generate
 from samplers.inpaint import edit, inpaint, outpaint
+from samplers.prepare import prepare
 from samplers.super_resolve import super_resolve
 
 if TYPE_CHECKING:
     from samplers.pipeline import GenAIMPipeline
 
-__all__ = ["GenAIMPipeline", "edit", "generate", "inpaint", "outpaint", "super_resolve"]
+__all__ = ["GenAIMPipeline", "edit", "generate", "inpaint", "outpaint", "prepare", "super_resolve"]
 
 
 def __getattr__(name: str) -> Any:

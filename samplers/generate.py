@@ -12,6 +12,10 @@ from genaim.heads import SamplingOptions
 from genaim.models import GenerativeModel, Given
 from samplers.decode import StepCallback, decode
 
+DECODED_PIXELS = (2**18, 2**22)
+"""Most pixels that are decoded at once, on other devices and on CUDA: 4 and 64 images of 256 pixels. The decoder of VAR
+holds about 4 KB for each in float32."""
+
 
 class Sampling(TypedDict, total=False):
     """The arguments of `generate` that every sampler hands on to it."""
@@ -129,5 +133,12 @@ def generate_batches(
                 num_steps=num_steps,
                 on_step=on_step,
             )
-            images = model.tokenizer.decode(tokens)
+            images = torch.cat([model.tokenizer.decode(part) for part in parts_to_decode(model, tokens)])
         yield images  # outside, or the caller would compute under autocast too
+
+
+def parts_to_decode(model: GenerativeModel, tokens: Tensor) -> tuple[Tensor, ...]:
+    """Tokens of a batch in parts whose images have so many pixels that the decoder's activations fit in memory."""
+    count = DECODED_PIXELS[model.device.type == "cuda"] // model.tokenizer.image_size**2
+    parts: tuple[Tensor, ...] = tokens.split(max(1, count))
+    return parts

@@ -19,6 +19,7 @@ from genaim.models import GenerativeModel
 from genaim.pretrained import load_generator, push_to_hub, save_pretrained
 from samplers.generate import generate_batches
 from samplers.labels import class_numbers
+from samplers.prepare import prepare
 
 StepEndCallback = Callable[["GenAIMPipeline", int, int, dict[str, Tensor]], dict[str, Tensor] | None]
 NUM_IMAGES = 16  # as the command line
@@ -27,7 +28,8 @@ NUM_IMAGES = 16  # as the command line
 class GenAIMPipeline(DiffusionPipeline):  # type: ignore[misc]
     """A generator as a pipeline: ``GenAIMPipeline.from_pretrained("emoji-var")(class_labels=[0, 3], seed=1).images``.
 
-    Image i of a seed is the picture that ``genaim sample --seed`` writes at the same options.
+    Image i of a seed is the picture that ``genaim sample --seed`` writes at the same options: to the last bit after
+    `prepare`, which the command line always does, and up to rounding before.
     """
 
     model: GenerativeModel
@@ -62,6 +64,20 @@ class GenAIMPipeline(DiffusionPipeline):  # type: ignore[misc]
     def dtype(self) -> torch.dtype:
         """The number format of matrix products."""
         return self.torch_dtype or pick_dtype("auto", self.model.device)
+
+    def prepare(self, *, compiled: bool = False) -> "GenAIMPipeline":
+        """Makes the model ready to sample fast, as the command line does; it can then not be saved any more.
+
+        Args:
+            compiled: Whether to use `torch.compile`, for many images of one batch size.
+
+        Raises:
+            ValueError: If compilation is asked for and fails here.
+        """
+        reason = prepare(self.model, self.dtype, compiled=compiled)
+        if reason is not None:
+            raise ValueError(f"torch.compile fails here: {reason}; the pipeline is ready without it.")
+        return self
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a genaim model folder, which `from_pretrained` and the command line take."""

@@ -19,12 +19,23 @@ def _sdpa_mask(mask: StepMask, dtype: torch.dtype) -> Tensor:
     return step_mask(*mask)
 
 
+def attention_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The number format that `sdpa` computes in, given that of queries; keys and values are best kept in it.
+
+    On CPUs float32: the kernel's backward pass was measured 2 to 10 times slower in bfloat16 (AVX512-BF16, PyTorch
+    2.15), and its forward pass no faster. Matrix products in bfloat16 with a softmax between them would be 1.7 times as
+    fast, but round scores, which VAR scales up to 100, to 8 bits.
+    """
+    return torch.float32 if device.type == "cpu" and dtype == torch.bfloat16 else dtype
+
+
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        # The CPU kernel's backward pass was measured 2 to 10 times slower in bfloat16 than in float32 (a CPU with
-        # AVX512-BF16, PyTorch 2.15), and its forward pass no faster.
+    dtype = attention_dtype(q.device, q.dtype)
+    if dtype != q.dtype:
         with torch.autocast("cpu", enabled=False):
-            out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, dropout_p=dropout, scale=scale)
+            out = F.scaled_dot_product_attention(
+                q.to(dtype), k.to(dtype), v.to(dtype), mask, dropout_p=dropout, scale=scale
+            )
         return out.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, scale=scale)
 

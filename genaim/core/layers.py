@@ -1,14 +1,18 @@
 """Normalisation, feed-forward and residual-dropping layers of the transformer block, and the rounding around it."""
 
-from typing import Literal
+import copy
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from genaim.core.inference import InferenceLinear
+
 Norm = Literal["layernorm", "layernorm_no_affine", "rmsnorm"]
 Activation = Literal["gelu", "gelu_tanh", "swiglu"]
+ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
 
 def make_norm(kind: Norm, width: int, eps: float) -> nn.Module:
@@ -24,16 +28,19 @@ class MLP(nn.Module):
     def __init__(self, width: int, hidden: int, activation: Activation, bias: bool, dropout: float) -> None:
         super().__init__()
         self.activation, self.dropout = activation, dropout
-        self.fc1 = nn.Linear(width, hidden, bias=bias)
+        self.fc1: nn.Linear | InferenceLinear = nn.Linear(width, hidden, bias=bias)
         self.fc3 = nn.Linear(width, hidden, bias=bias) if activation == "swiglu" else None
         self.fc2 = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, n, D) to (B, n, D)."""
+        approximate = "tanh" if self.activation == "gelu_tanh" else "none"
         if self.fc3 is not None:
             hidden = F.silu(self.fc1(x)) * self.fc3(x)
+        elif isinstance(self.fc1, InferenceLinear):
+            hidden = self.fc1.gelu(x, approximate)
         else:
-            hidden = F.gelu(self.fc1(x), approximate="tanh" if self.activation == "gelu_tanh" else "none")
+            hidden = F.gelu(self.fc1(x), approximate=approximate)
         return F.dropout(self.fc2(hidden), self.dropout, self.training)
 
 
@@ -52,10 +59,19 @@ def in_float32(module: nn.Module, *inputs: Tensor) -> Tensor:
     with torch.autocast(inputs[0].device.type, enabled=False):
         inputs = tuple(at_least_float32(x) if x.is_floating_point() else x for x in inputs)
         weights = {}
-        if next(module.parameters()).dtype.itemsize < 4:
+        if _in_half(module):
             weights = {name: at_least_float32(weight) for name, weight in module.named_parameters()}
         out: Tensor = functional_call(module, weights, inputs) if weights else module(*inputs)
         return out
+
+
+def float32_module(module: ModuleType) -> ModuleType:
+    """The module, or of one with weights in half precision a copy in float32: `in_float32` for many calls."""
+    return copy.deepcopy(module).float() if _in_half(module) else module
+
+
+def _in_half(module: nn.Module) -> bool:
+    return any(weight.dtype.itemsize < 4 for weight in module.parameters())
 
 
 def to_levels(x: Tensor, levels: int) -> Tensor:

@@ -12,7 +12,7 @@ The families differ in norm, bias, MLP, q/k normalisation, conditioning and mask
 import math
 import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from genaim.config import Config
-from genaim.core.attention import attention, check_backend, prepare_mask
-from genaim.core.cache import KVCache
+from genaim.core.attention import attention, attention_dtype, check_backend, prepare_mask
+from genaim.core.cache import KVCache, LayerCache
+from genaim.core.inference import InferenceLinear
 from genaim.core.layers import MLP, Activation, Norm, drop_path, make_norm, modulate
 from genaim.core.masks import StepMask
 from genaim.core.noise import Noise
@@ -88,7 +89,7 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias == "all")
+        self.qkv: nn.Linear | InferenceLinear = nn.Linear(width, 3 * width, bias=config.qkv_bias == "all")
         if config.qkv_bias == "qv":
             self.q_bias = nn.Parameter(torch.zeros(width))
             self.v_bias = nn.Parameter(torch.zeros(width))
@@ -96,14 +97,10 @@ class Attention(nn.Module):
             self.log_scale = nn.Parameter(torch.full((config.num_heads, 1, 1), math.log(4)))
         self.proj = nn.Linear(width, width, bias=config.bias)
 
-    def forward(self, x: Tensor, mask: Any, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, mask: Any, cache: LayerCache | None) -> Tensor:
         """(B, n, D) to (B, n, D); with a cache, the new keys and values are appended first."""
         c = self.config
-        bias: Tensor | None = self.qkv.bias
-        if c.qkv_bias == "qv":
-            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias)
-        qkv = qkv.unflatten(-1, (3, c.num_heads, c.head_dim)).permute(2, 0, 3, 1, 4)
+        qkv = self._project(x).unflatten(-1, (3, c.num_heads, c.head_dim)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)  # (B, H, n, head_dim) each
         scale = c.head_dim**-0.5
         if c.qk_norm == "l2":
@@ -111,11 +108,44 @@ class Attention(nn.Module):
             k = F.normalize(k, dim=-1).to(v.dtype)
             scale = 1.0
         if cache is not None:
-            k, v = cache.append(layer, k, v)
+            k, v = cache.append(k, v)
         dropout = c.attention_dropout if self.training else 0.0
         out = attention(q, k, v, mask=mask, scale=scale, backend=c.attention_backend, dropout=dropout)
         out = self.proj(out.transpose(1, 2).flatten(2))
         return F.dropout(out, c.dropout, self.training)
+
+    def _project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values, (B, n, 3 D)."""
+        if self.config.qkv_bias == "qv" and not isinstance(self.qkv, InferenceLinear):
+            return F.linear(x, self.qkv.weight, self.qkv_bias())
+        out: Tensor = self.qkv(x)
+        return out
+
+    def qkv_bias(self) -> Tensor | None:
+        """The bias of the fused projection, (3 D,)."""
+        if self.config.qkv_bias == "qv":
+            return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        return self.qkv.bias
+
+
+class BlockModulation(NamedTuple):
+    """What AdaLN makes of the condition in one block, each (B, 1, D); the order is that of VAR's checkpoints."""
+
+    gamma1: Tensor
+    gamma2: Tensor
+    scale1: Tensor
+    scale2: Tensor
+    shift1: Tensor
+    shift2: Tensor
+
+
+class Modulation(NamedTuple):
+    """What AdaLN makes of a condition in the whole transformer."""
+
+    blocks: list[BlockModulation]
+    """Of every block."""
+    norm: tuple[Tensor, Tensor]
+    """Scale and shift of the final norm, (B, 1, D) each."""
 
 
 class Block(nn.Module):
@@ -138,9 +168,8 @@ class Block(nn.Module):
         self,
         x: Tensor,
         mask: Any = None,
-        condition: Tensor | None = None,
-        cache: KVCache | None = None,
-        layer: int = 0,
+        condition: Tensor | BlockModulation | None = None,
+        cache: LayerCache | None = None,
         drop: Tensor | None = None,
     ) -> Tensor:
         """One block.
@@ -148,9 +177,8 @@ class Block(nn.Module):
         Args:
             x: (B, n, D).
             mask: The result of `prepare_mask`.
-            condition: SiLU of the condition, (B, D), or with shared AdaLN its modulation, (B, 6, D).
-            cache: Where keys and values are appended, as layer ``layer``.
-            layer: Index of this block in the cache.
+            condition: What `modulation_of` takes, or its result.
+            cache: Where keys and values are appended.
             drop: Uniform numbers for drop path, (B, 2), or None to drop nothing.
 
         Returns:
@@ -159,21 +187,22 @@ class Block(nn.Module):
         attention_in = self.norm1(x)
         gamma1 = gamma2 = scale2 = shift2 = None
         if condition is not None:
-            gamma1, gamma2, scale1, scale2, shift1, shift2 = self._modulation(condition)
+            found = condition if isinstance(condition, BlockModulation) else self.modulation_of(condition)
+            gamma1, gamma2, scale1, scale2, shift1, shift2 = found
             attention_in = modulate(attention_in, scale1, shift1)
-        x = x + self._branch(self.attn(attention_in, mask, cache, layer), gamma1, drop, 0)
+        x = x + self._branch(self.attn(attention_in, mask, cache), gamma1, drop, 0)
         mlp_in = self.norm2(x)
         if scale2 is not None and shift2 is not None:
             mlp_in = modulate(mlp_in, scale2, shift2)
         return x + self._branch(self.mlp(mlp_in), gamma2, drop, 1)
 
-    def _modulation(self, condition: Tensor) -> tuple[Tensor, ...]:
-        """gamma1, gamma2, scale1, scale2, shift1, shift2 (the order of VAR's checkpoints), each (B, 1, D)."""
+    def modulation_of(self, condition: Tensor) -> BlockModulation:
+        """Of the SiLU of a condition, (B, D), or with shared AdaLN of the shared map of that, (B, 6, D)."""
         if condition.dim() == 3:
             table = condition + self.modulation_offset
         else:
             table = self.modulation(condition).unflatten(-1, (6, -1))
-        return table.unsqueeze(2).unbind(1)
+        return BlockModulation(*table.unsqueeze(2).unbind(1))
 
     def _branch(self, out: Tensor, gamma: Tensor | None, drop: Tensor | None, index: int) -> Tensor:
         out = out if gamma is None else out * gamma
@@ -202,7 +231,7 @@ class Transformer(nn.Module):
         x: Tensor,
         *,
         mask: StepMask | None = None,
-        condition: Tensor | None = None,
+        condition: Tensor | Modulation | None = None,
         cache: KVCache | None = None,
         noise: Noise | None = None,
     ) -> Tensor:
@@ -220,7 +249,7 @@ class Transformer(nn.Module):
         x: Tensor,
         *,
         mask: StepMask | None = None,
-        condition: Tensor | None = None,
+        condition: Tensor | Modulation | None = None,
         cache: KVCache | None = None,
         noise: Noise | None = None,
     ) -> Iterator[Tensor]:
@@ -229,7 +258,8 @@ class Transformer(nn.Module):
         Args:
             x: Elements, (B, n, D).
             mask: Step ids of queries and keys, or None to attend everywhere (and for cached decoding step by step).
-            condition: (B, condition_width), required when the config has conditioning.
+            condition: (B, condition_width), required when the config has conditioning; or its `modulation`, computed
+                once for all steps of a generation.
             cache: Appended to, once per block, and advanced after the last; `mask` then covers the cached keys too.
             noise: Source of drop-path decisions in training; None drops nothing.
 
@@ -245,14 +275,14 @@ class Transformer(nn.Module):
                 f"conditioning is '{c.conditioning}', but condition is {'missing' * (condition is None) or 'given'}."
             )
         native = prepare_mask(mask, c.attention_backend, x.dtype)
-        block_condition = None if condition is None else F.silu(condition)
-        if c.conditioning == "shared_adaln":
-            block_condition = self.shared_modulation(block_condition).unflatten(-1, (6, -1))
+        conditions: list[Any] = (
+            condition.blocks if isinstance(condition, Modulation) else [self._block_condition(condition)] * c.depth
+        )
         drops: list[Tensor | None] = [None] * c.depth
         if self.training and c.drop_path > 0 and noise is not None:
             drops = list(noise.uniform(c.depth, 2).unbind(1))
         for layer, (block, drop) in enumerate(zip(self.blocks, drops, strict=True)):
-            arguments = (x, native, block_condition, cache, layer, drop)
+            arguments = (x, native, conditions[layer], None if cache is None else cache.layer(layer), drop)
             if c.gradient_checkpointing and self.training:
                 x = checkpoint(block, *arguments, use_reentrant=False)
             else:
@@ -261,13 +291,36 @@ class Transformer(nn.Module):
                 cache.advance(x.shape[1])
             yield x
 
-    def final_norm(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+    def final_norm(self, x: Tensor, condition: Tensor | Modulation | None = None) -> Tensor:
         """The norm behind the last block, (B, n, D), modulated by the condition when the blocks are."""
         x = self.norm(x)
         if condition is None:
             return x
-        scale, shift = self.norm_modulation(F.silu(condition)).unsqueeze(1).chunk(2, dim=-1)
+        scale, shift = condition.norm if isinstance(condition, Modulation) else self._norm_modulation(condition)
         return modulate(x, scale, shift)
+
+    def modulation(self, condition: Tensor) -> Modulation:
+        """What AdaLN makes of a condition (B, condition_width) everywhere, for the steps of a generation.
+
+        In VAR-d30 these maps are a third of all weights, and the condition is the same at every scale.
+        """
+        shared = self._block_condition(condition)
+        assert shared is not None
+        blocks = [cast(Block, block).modulation_of(shared) for block in self.blocks]
+        return Modulation(blocks, self._norm_modulation(condition))
+
+    def _block_condition(self, condition: Tensor | None) -> Tensor | None:
+        """What every block takes: SiLU of the condition, (B, D), or with shared AdaLN the shared map of it."""
+        if condition is None:
+            return None
+        activated = F.silu(condition)
+        if self.config.conditioning == "shared_adaln":
+            activated = self.shared_modulation(activated).unflatten(-1, (6, -1))
+        return activated
+
+    def _norm_modulation(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        scale, shift = self.norm_modulation(F.silu(condition)).unsqueeze(1).chunk(2, dim=-1)
+        return scale, shift
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -295,9 +348,9 @@ class Transformer(nn.Module):
                 parameter[: 2 * c.width].mul_(1e-5 / 0.5)
 
     def make_cache(self, batch_size: int, max_length: int) -> KVCache:
-        """An empty cache for this transformer, on its device and in its dtype (or autocast's)."""
-        weight = next(p for n, p in self.named_parameters() if n.endswith("qkv.weight"))
-        kind = weight.device.type
+        """An empty cache for this transformer, on its device and in the number format that attention computes in."""
+        weight = cast(Block, self.blocks[0]).attn.qkv.weight
+        device, kind = weight.device, weight.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        c = self.config
-        return KVCache(c.depth, batch_size, c.num_heads, max_length, c.head_dim, device=weight.device, dtype=dtype)
+        c, dtype = self.config, attention_dtype(device, dtype)
+        return KVCache(c.depth, batch_size, c.num_heads, max_length, c.head_dim, device=device, dtype=dtype)

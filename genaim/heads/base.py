@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from genaim.config import Config
+from genaim.core.inference import ready_linears
 from genaim.core.noise import Noise
 from genaim.heads.schedule import NUM_TIMESTEPS
 
@@ -92,6 +93,8 @@ class Head(nn.Module, ABC):
     """The config that it was built from."""
     options: ClassVar[tuple[str, ...]]
     """Names of the `SamplingOptions` that this head honours."""
+    float32_layers: ClassVar[tuple[str, ...]]
+    """Sub-modules that are computed in float32, whatever autocast says (`in_float32`)."""
     loss_unit: str = "nats per token"
     """What the mean of the loss over tokens is, in words."""
     measure: Measure | None = None
@@ -143,6 +146,13 @@ class Head(nn.Module, ABC):
             ValueError: If the head has none.
         """
         raise ValueError(f"{type(self).__name__} has no exact density; evaluate its samples instead.")
+
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Readies the layers for sampling under autocast to ``dtype``, in place; see `samplers.prepare`."""
+        whole = tuple(f"{name}." for name in self.float32_layers)
+        ready_linears(
+            self, lambda name: torch.promote_types(dtype, torch.float32) if f"{name}.".startswith(whole) else dtype
+        )
 
     def check_options(self, options: SamplingOptions) -> None:
         """Raises ValueError, naming the option, if one is set that this head does not honour."""

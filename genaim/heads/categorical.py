@@ -36,6 +36,7 @@ class CategoricalHead(Head):
 
     config: CategoricalHeadConfig
     options: ClassVar[tuple[str, ...]] = ("temperature", "top_k", "top_p")
+    float32_layers = ("linear",)
     measure = "probability"
 
     def __init__(self, config: CategoricalHeadConfig) -> None:

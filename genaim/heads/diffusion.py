@@ -4,13 +4,16 @@ MAR's diffusion loss (Li et al. 2024, https://arxiv.org/abs/2406.11838, section 
 models/diffloss.py). Two objectives: ``epsilon`` is the published one (`schedule`), ``flow`` is flow matching (Lipman et
 al. 2023, https://arxiv.org/abs/2210.02747) with times drawn as in Esser et al. 2024 (https://arxiv.org/abs/2403.03206,
 section 3.1). The head computes in float32, also under autocast and of bfloat16 weights: the first ancestral step
-multiplies errors of the network by several thousand, and the published code yields NaN in half precision.
+multiplies errors of the network by several thousand, and the published code yields NaN in half precision. Only a head
+that is prepared for sampling in half precision uses it, in the steps that make errors smaller.
 """
 
+import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from functools import lru_cache, partial
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +21,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from genaim.config import nearest
-from genaim.core.layers import at_least_float32, in_float32, modulate
+from genaim.core.inference import ready_linears
+from genaim.core.layers import at_least_float32, float32_module, in_float32, modulate
 from genaim.core.noise import Noise
 from genaim.heads.base import ContinuousHeadConfig, Head, SamplingOptions, guide
 from genaim.heads.schedule import NUM_TIMESTEPS, Diffusion, check_steps, cosine_betas, diffusion_of
@@ -72,9 +76,9 @@ class DenoiserBlock(nn.Module):
         self.fc2 = nn.Linear(width, width)
         self.modulation = nn.Linear(width, 3 * width)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """(..., W) to (..., W); the condition is activated already."""
-        shift, scale, gate = self.modulation(condition).chunk(3, dim=-1)
+    def forward(self, x: Tensor, condition: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """(..., W) to (..., W); the condition is activated already, or `modulation` of it in three parts."""
+        shift, scale, gate = self.modulation(condition).chunk(3, -1) if isinstance(condition, Tensor) else condition
         hidden = self.fc2(F.silu(self.fc1(modulate(self.norm(x), scale, shift))))
         out: Tensor = x + gate * hidden
         return out
@@ -85,7 +89,7 @@ class Denoiser(nn.Module):
 
     def __init__(self, config: DiffusionHeadConfig) -> None:
         super().__init__()
-        width = config.hidden
+        self.width = width = config.hidden
         outputs = config.channels * (2 if config.objective == "epsilon" else 1)
         self.time_embed = nn.Sequential(nn.Linear(TIME_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
         self.condition_embed = nn.Linear(config.width, width)
@@ -120,11 +124,24 @@ class Denoiser(nn.Module):
         Returns:
             (..., 2 C) noise and variance share, or (..., C) velocity.
         """
-        activated = F.silu(self.time_embed(time_channels(time).to(x.dtype)) + condition)
-        hidden = self.token_embed(x)
-        for block in self.blocks:
-            hidden = block(hidden, activated)
-        shift, scale = self.norm_modulation(activated).chunk(2, dim=-1)
+        return self.denoise(x, self.modulation(time, condition))
+
+    def modulation(self, time: Tensor, condition: Tensor) -> Tensor:
+        """All that timesteps and features decide, (..., (3 depth + 2) W): the shifts, scales and gates of every norm.
+
+        More than half of the network's work. It does not depend on the noisy tokens, so the steps of sampling share one
+        product with many rows instead of each having one with few, which reads all weights for them.
+        """
+        activated = F.silu(self.time_embed(time_channels(time).to(condition.dtype)) + condition)
+        maps = [*(cast(DenoiserBlock, block).modulation for block in self.blocks), self.norm_modulation]
+        return torch.cat([layer(activated) for layer in maps], dim=-1)
+
+    def denoise(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """Predictions for noisy tokens (..., C), given their `modulation`; see `forward`."""
+        *rows, shift, scale = modulation.unflatten(-1, (-1, self.width)).unbind(-2)
+        hidden = at_least_float32(self.token_embed(x))
+        for block, *of_block in zip(self.blocks, rows[0::3], rows[1::3], rows[2::3], strict=True):
+            hidden = block(hidden, tuple(of_block))
         out: Tensor = self.out(modulate(self.norm(hidden), scale, shift))
         return out
 
@@ -137,8 +154,22 @@ def time_channels(time: Tensor) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-Predict = Callable[[Tensor, Tensor], Tensor]
-"""Guided prediction at noisy tokens (B, n, C) and a scalar timestep."""
+def chunks(exact: Sequence[bool], size: int) -> list[range]:
+    """For every step the run of steps that it is computed with: neighbours alike in ``exact``, at most ``size``."""
+    found: list[range] = []
+    for number, kind in enumerate(exact):
+        last = found[-1] if found else range(0)
+        grows = bool(last) and exact[last.start] == kind and len(last) < size
+        new = range(last.start, number + 1) if grows else range(number, number + 1)
+        found = [new if step == last else step for step in found] if grows else found
+        found.append(new)
+    return found
+
+
+Predict = Callable[[Tensor, int], Tensor]
+"""Guided prediction at noisy tokens (B, n, C) and the timestep of a number, counted in the order of sampling."""
+MODULATED_ROWS = 1024
+"""Rows whose modulation is computed at once: enough for the speed of large products, and 84 MB for MAR-B."""
 
 
 class DiffusionHead(Head):
@@ -146,12 +177,14 @@ class DiffusionHead(Head):
 
     config: DiffusionHeadConfig
     options: ClassVar[tuple[str, ...]] = ("temperature", "diffusion_steps", "scheduler")
+    float32_layers = ("net",)
 
     def __init__(self, config: DiffusionHeadConfig) -> None:
         super().__init__()
         self.config = config
         self.loss_unit = LOSS_UNITS[config.objective]
         self.net = Denoiser(config)
+        self.half_net: Denoiser | None = None  # made by `prepare`
 
     @property
     def diffusion(self) -> Diffusion:
@@ -234,7 +267,7 @@ class DiffusionHead(Head):
         steps = options.diffusion_steps or self.config.diffusion_steps
         scheduler = None if options.scheduler == OWN else options.scheduler
         with torch.autocast(features.device.type, enabled=False):
-            predict = self.predictor(features, uncond_features, guidance_scale)
+            predictor = partial(self.predictor, features, uncond_features, guidance_scale)
             x = noise.normal(features.shape[1], self.config.channels).to(at_least_float32(features).dtype)
             if self.config.objective == "flow":
                 if scheduler is not None:
@@ -242,38 +275,75 @@ class DiffusionHead(Head):
                         f"scheduler '{scheduler}' is for models that predict noise, and this one predicts a flow; take "
                         f"'{OWN}', or leave the scheduler out."
                     )
-                return heun(predict, x * options.temperature, steps)
+                times = torch.linspace(0, 1, steps + 1, device=x.device)
+                velocity = predictor(NUM_TIMESTEPS * times[:-1], [False] * steps)
+                return heun(velocity, x * options.temperature, times)
             check_steps(steps)
             if scheduler is not None:
-                return self._by_scheduler(predict, x, scheduler, options.temperature, steps)
+                return self._by_scheduler(predictor, x, scheduler, options.temperature, steps)
+            diffusion = diffusion_of(steps, x.device)
+            predict = predictor(diffusion.timesteps.flip(0), diffusion.amplifies[::-1])
             *_, last = self.trajectory(predict, x, steps, options.temperature, noise)
             return last
 
-    def predictor(self, features: Tensor, uncond_features: Tensor | None, guidance_scale: Tensor | float) -> Predict:
-        """The network at given features; these are projected once for all steps."""
-        parts = [features] if uncond_features is None else [features, uncond_features]
-        condition = torch.stack([in_float32(self.net.condition_embed, part) for part in parts])
+    def predictor(
+        self,
+        features: Tensor,
+        uncond_features: Tensor | None,
+        guidance_scale: Tensor | float,
+        times: Tensor,
+        exact: Sequence[bool] | None = None,
+    ) -> Predict:
+        """The guided network at given features and at the timesteps (T,) of sampling, in their order.
 
-        def predict(x: Tensor, time: Tensor) -> Tensor:
-            out = in_float32(self.net, x.expand(len(parts), *x.shape), time, condition)
-            moved, rest = out[..., : self.config.channels], out[0, ..., self.config.channels :]
+        What does not depend on the noisy tokens is computed for many timesteps at once. Where a step is not ``exact``,
+        a head that is prepared for half precision uses it; None takes all steps as exact.
+        """
+        parts = [features] if uncond_features is None else [features, uncond_features]
+        channels = self.config.channels
+        if exact is None or self.half_net is None:
+            exact = [True] * len(times)
+        nets = (self.half_net or self.net, float32_module(self.net))  # by whether a step is exact
+        stacked = at_least_float32(torch.stack(parts))  # (1 or 2, B, n, D)
+        conditions = {kind: at_least_float32(nets[kind].condition_embed(stacked)) for kind in set(exact)}
+        chunk_of = chunks(exact, max(1, MODULATED_ROWS // max(1, stacked[..., 0].numel())))
+
+        @lru_cache(maxsize=1)
+        def modulations(chunk: range) -> Tensor:
+            some, kind = times[chunk.start : chunk.stop].view(-1, 1, 1, 1), exact[chunk.start]
+            return nets[kind].modulation(some, conditions[kind])  # (steps, 1 or 2, B, n, ...)
+
+        def predict(x: Tensor, number: int) -> Tensor:
+            chunk = chunk_of[number]
+            modulation = modulations(chunk)[number - chunk.start]
+            out = nets[exact[number]].denoise(x.expand(len(parts), *x.shape), modulation)
+            moved, rest = out[..., :channels], out[0, ..., channels:]
             guided = guide(moved[0], None if len(parts) == 1 else moved[1], guidance_scale)
             return torch.cat([guided, rest], dim=-1)
 
         return predict
 
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Readies the network in float32, and for half precision a copy in that for the steps that bear it."""
+        if dtype.itemsize < 4:
+            self.half_net = copy.deepcopy(self.net)
+            ready_linears(self.half_net, lambda name: torch.float32 if name == "out" else dtype)
+        super().prepare(dtype)
+
     def trajectory(self, predict: Predict, x: Tensor, steps: int, temperature: float, noise: Noise) -> Iterator[Tensor]:
         """Ancestral sampling from noise x (B, n, C): the tokens after each step, the last ones are the sample."""
         diffusion = diffusion_of(steps, x.device)
-        for step in reversed(range(diffusion.num_steps)):
+        for number, step in enumerate(reversed(range(diffusion.num_steps))):
             index = torch.full((), step, device=x.device)
-            epsilon, fraction = predict(x, diffusion.timesteps[step]).chunk(2, dim=-1)
+            epsilon, fraction = predict(x, number).chunk(2, dim=-1)
             mean, log_variance = diffusion.reverse(epsilon, fraction, x, index)
             drawn = noise.normal(*x.shape[1:]).to(x.dtype)
             x = mean + (0.5 * log_variance).exp() * drawn * temperature if step else mean
             yield x
 
-    def _by_scheduler(self, predict: Predict, x: Tensor, name: str, temperature: float, steps: int) -> Tensor:
+    def _by_scheduler(
+        self, predictor: Callable[[Tensor], Predict], x: Tensor, name: str, temperature: float, steps: int
+    ) -> Tensor:
         if temperature != 1.0:
             raise ValueError(f"scheduler '{name}' adds no noise that temperature could scale; set it to 1.")
         scheduler = make_scheduler(name)
@@ -283,10 +353,11 @@ class DiffusionHead(Head):
         with _named(name):
             scheduler.set_timesteps(steps, device=x.device)
             x = x * scheduler.init_noise_sigma
-        for time in scheduler.timesteps:
+        predict = predictor(scheduler.timesteps)
+        for number, time in enumerate(scheduler.timesteps):
             with _named(name):
                 scaled = scheduler.scale_model_input(x, time)
-            epsilon = predict(scaled, time)[..., :channels]
+            epsilon = predict(scaled, number)[..., :channels]
             with _named(name):
                 x = scheduler.step(epsilon, time, x, **keywords).prev_sample
             if not generator.get_state().equal(before):
@@ -299,15 +370,15 @@ class DiffusionHead(Head):
         return x
 
 
-def heun(velocity: Predict, x: Tensor, steps: int) -> Tensor:
-    """Solves dx/dt = velocity from t = 0 to 1 with Heun's method, except for the last step: t = 1 is not trained."""
-    times = torch.linspace(0, 1, steps + 1, device=x.device)
+def heun(velocity: Predict, x: Tensor, times: Tensor) -> Tensor:
+    """Solves dx/dt = velocity at times (T + 1,) from 0 to 1, with Heun's method but at the end: 1 is not trained."""
+    steps = len(times) - 1
     for index in range(steps):
-        now, width = times[index], times[index + 1] - times[index]
-        first = velocity(x, NUM_TIMESTEPS * now)
+        width = times[index + 1] - times[index]
+        first = velocity(x, index)
         moved = x + width * first
         if index < steps - 1:
-            second = velocity(moved, NUM_TIMESTEPS * times[index + 1])
+            second = velocity(moved, index + 1)
             moved = x + width * (first + second) / 2
         x = moved
     return x

@@ -36,6 +36,7 @@ class GaussianHead(Head):
 
     config: GaussianHeadConfig
     options: ClassVar[tuple[str, ...]] = ("temperature",)
+    float32_layers = ("mlp.out",)
     measure = "density"
 
     def __init__(self, config: GaussianHeadConfig) -> None:

@@ -82,6 +82,7 @@ class MixtureHead(Head):
 
     config: MixtureHeadConfig
     options: ClassVar[tuple[str, ...]] = ("temperature",)
+    float32_layers = ("mlp.out",)
 
     def __init__(self, config: MixtureHeadConfig) -> None:
         super().__init__()

@@ -57,6 +57,10 @@ class Diffusion:
         self.mean_of_start = table(betas * np.sqrt(previous) / (1 - cumprod))
         self.mean_of_noisy = table((1 - previous) * np.sqrt(alphas) / (1 - cumprod))
 
+        self.amplifies: list[bool] = (betas * np.sqrt(previous / cumprod / (1 - cumprod)) > 1).tolist()
+        """Whether the step from an index multiplies errors of the predicted noise by more than 1: of 100 steps the
+        first by 320 and the second by 1.5, but those after them by 0.8 and less."""
+
     def add_noise(self, start: Tensor, index: Tensor, noise: Tensor) -> Tensor:
         """q(x_t | x_0): tokens (..., C) at index (...), with standard normal noise (..., C)."""
         return at(self.sqrt_cumprod, index) * start + at(self.sqrt_one_minus_cumprod, index) * noise

@@ -32,7 +32,7 @@ from genaim.core.masks import NEVER, StepMask, free_form
 from genaim.core.noise import Noise
 from genaim.core.order import ORDERS, SequenceOrder, known_first, prefix_steps
 from genaim.core.positions import sincos_2d
-from genaim.core.transformer import Transformer, TransformerConfig
+from genaim.core.transformer import Modulation, Transformer, TransformerConfig
 from genaim.heads import AnyHeadConfig
 from genaim.models.base import (
     GenerativeModel,
@@ -112,6 +112,8 @@ class CausalState(State):
 
     condition: Tensor
     """Class embeddings, (B, D), or (2 B, D) with the null class behind."""
+    modulation: Modulation | None
+    """What AdaLN makes of them, at every step the same; None without AdaLN."""
     cache: KVCache
     padding: Tensor | None
     """True for elements behind the prefix in the cache that only fill up a row, (B, m) bool; None where there are
@@ -174,7 +176,9 @@ class CausalGenerator(GenerativeModel):
         condition = self.class_embed(labels)
         x = self._elements(tokens, path, condition)
         x, steps = with_prefix(prefix, x, prefix_steps(num_known.clamp_min(1), path.shape[1]))
-        return self._run(x, condition, mask=StepMask(steps, steps), noise=noise)[:, self.prefix_length :]
+        mask, modulating = StepMask(steps, steps), self._modulating(condition)
+        features: Tensor = self.transformer(x, condition=modulating, mask=mask, noise=noise)
+        return features[:, self.prefix_length :]
 
     def loss(self, tokens: Tensor, labels: Tensor, *, noise: Noise, low_res: Tensor | None = None) -> Loss:
         """The head's loss of all tokens that are not known beforehand; in evaluation none is."""
@@ -274,12 +278,13 @@ class CausalGenerator(GenerativeModel):
             guided=guided,
             given=given,
             condition=condition,
+            modulation=None if self.config.conditioning == "none" else self.transformer.modulation(condition),
             cache=self.transformer.make_cache(len(condition), self.prefix_length + first + rest),
             padding=None,
             last=counts.new_full((batch_size, 1), -1),
         )
         if prefix is not None:
-            self._run(prefix, condition, cache=state.cache)
+            self.transformer(prefix, condition=state.modulation, cache=state.cache)
         if first:
             self._prefill(state, known)
         return state
@@ -324,7 +329,8 @@ class CausalGenerator(GenerativeModel):
             steps = F.pad(torch.where(state.padding, NEVER, 0), (front, total - front - state.padding.shape[1]))
             steps = steps.repeat(twice, 1)
             mask = StepMask(steps[:, -size:], steps)
-        return self._run(x, state.condition, mask=mask, cache=state.cache)
+        features: Tensor = self.transformer(x, condition=state.modulation, mask=mask, cache=state.cache)
+        return features
 
     def _elements(self, tokens: Tensor, path: Tensor, condition: Tensor) -> Tensor:
         """The class and all tokens but the last along a path, each with the position to be predicted, (B, N, D)."""
@@ -338,7 +344,3 @@ class CausalGenerator(GenerativeModel):
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         out: Tensor = self.token_embed(tokens) + self.source_positions[positions.clamp_min(0)]
         return out
-
-    def _run(self, x: Tensor, condition: Tensor, **arguments: Any) -> Tensor:
-        features: Tensor = self.transformer(x, condition=self._modulating(condition), **arguments)
-        return features

@@ -19,7 +19,7 @@ from genaim.core.masks import StepMask
 from genaim.core.noise import Noise
 from genaim.core.order import ScaleOrder
 from genaim.core.positions import ScalePositions
-from genaim.core.transformer import Transformer, TransformerConfig
+from genaim.core.transformer import Modulation, Transformer, TransformerConfig
 from genaim.heads import CategoricalHead, CategoricalHeadConfig
 from genaim.models.base import (
     GenerativeModel,
@@ -104,6 +104,8 @@ class VARState(State):
 
     condition: Tensor
     """Class embeddings, (B, D), or (2 B, D) with the null class behind."""
+    modulation: Modulation
+    """What AdaLN makes of them, at every scale the same."""
     cache: KVCache
     latent: Tensor
     """Sum of the scales committed so far, (B, C, h, w) float32."""
@@ -216,16 +218,18 @@ class VAR(GenerativeModel):
         """Begins generation; allocates the cache, and feeds it the low-resolution images."""
         batch_size, tok = len(labels), self.tokenizer
         condition = self.class_embed.start(labels, guided)
+        modulation = self.transformer.modulation(condition)
         prefix = self.start_prefix(low_res, batch_size, guided)
         cache = self.transformer.make_cache(len(condition), self.prefix_length + tok.num_tokens)
         if prefix is not None:
-            self.transformer(prefix, condition=condition, cache=cache)
+            self.transformer(prefix, condition=modulation, cache=cache)
         side = tok.patch_nums[-1]
         return VARState(
             tokens=torch.zeros(batch_size, tok.num_tokens, dtype=torch.int64, device=labels.device),
             guided=guided,
             given=given,
             condition=condition,
+            modulation=modulation,
             cache=cache,
             latent=tok.codebook.weight.new_zeros(batch_size, tok.latent_channels, side, side),
             target=None if given is None else tok.tokens_to_latent(given.tokens),
@@ -244,7 +248,7 @@ class VAR(GenerativeModel):
             x = self.token_embed(pooled)
             x = torch.cat([x, x]) if state.guided else x
         x = x + self.positions(start, start + size)
-        features = self.transformer(x, condition=state.condition, cache=state.cache)
+        features = self.transformer(x, condition=state.modulation, cache=state.cache)
         return Predicted.split(features, state.guided)
 
     def keep_known(self, state: State, positions: Tensor, tokens: Tensor) -> Tensor:

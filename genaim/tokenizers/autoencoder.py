@@ -5,8 +5,10 @@ up, single-head attention at the lowest resolution only (of MAR's decoder not ev
 from the image downwards in both.
 """
 
+import itertools
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
@@ -105,6 +107,42 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, c, h, w) to (B, c, 2 h, 2 w)."""
         out: Tensor = self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return out
+
+
+class PhaseUpsample(nn.Module):
+    """`Upsample` for inference with 4/9 of its products: pixels that came from one neighbour share one weight.
+
+    Each of the four phases of the enlarged grid is a 2x2 convolution of the small one: in a row of repeated pixels
+    aabbcc the kernel (k1, k2, k3) sees a b b or a a b, which is (k1) a + (k2 + k3) b or (k1 + k2) a + (k3) b.
+    """
+
+    bias: Tensor
+
+    def __init__(self, upsample: Upsample) -> None:
+        super().__init__()
+        weight, bias = upsample.conv.weight.detach(), upsample.conv.bias
+        assert bias is not None
+        first, middle, last = weight.unbind(-2)  # rows
+        rows = (torch.stack([first, middle + last], -2), torch.stack([first + middle, last], -2))
+        for row, kernel in enumerate(rows):
+            first, middle, last = kernel.unbind(-1)
+            columns = (torch.stack([first, middle + last], -1), torch.stack([first + middle, last], -1))
+            for column, phase in enumerate(columns):
+                self.register_buffer(f"weight{row}{column}", phase, persistent=False)
+        self.register_buffer("bias", bias.detach(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, c, h, w) to (B, c, 2 h, 2 w)."""
+        height, width = x.shape[-2:]
+        padded, phases = F.pad(x, (1, 1, 1, 1)), []
+        for row, column in itertools.product(range(2), repeat=2):
+            seen = padded[..., row : row + height + 1, column : column + width + 1]
+            phases.append(F.conv2d(seen, getattr(self, f"weight{row}{column}"), self.bias))
+        shape = (len(x), phases[0].shape[1], 2 * height, 2 * width)
+        out = torch.empty(shape, dtype=phases[0].dtype, device=x.device, memory_format=torch.channels_last)
+        for index, phase in enumerate(phases):
+            out[..., index // 2 :: 2, index % 2 :: 2] = phase
         return out
 
 

@@ -38,6 +38,7 @@ def genaim(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path / "work")
 
     def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr("sys.argv", ["genaim", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit:
             main([str(a) for a in arguments])

@@ -22,6 +22,7 @@ from PIL import Image
 
 from genaim.pretrained import load_generator
 from samplers.inpaint import inpaint
+from samplers.prepare import prepare
 from tests.apps.demo_server import served
 
 pytest.importorskip("gradio", reason="the web demo needs the extra 'demo'")
@@ -149,6 +150,7 @@ def test_inpaint_with_less_strength_edits_the_whole(client: Client, page: Any, t
 @pytest.mark.slow
 def test_many_clients_at_once_get_what_each_gets_alone(page: Any, tmp_path: Path) -> None:
     model, dtype = load_generator(MODEL), page.jobs.models.dtype
+    prepare(model, dtype)
 
     def alone(seed: int) -> np.ndarray:
         picture, mask = digit(seed)

@@ -17,9 +17,11 @@ from apps.demo_jobs import ANY_CLASS, Ask, Cancelled, Jobs, Report, Sides, Updat
 from apps.demo_models import Models, offered_generators
 from apps.demo_uploads import MAX_BYTES, read_mask, read_picture
 from genaim.data.transforms import tensor_to_pil
+from genaim.models import GenerativeModel
 from genaim.pretrained import load_generator
 from samplers.generate import generate
 from samplers.inpaint import inpaint, outpaint
+from samplers.prepare import prepare
 from samplers.super_resolve import super_resolve
 from tests.apps.conftest import Genaim
 
@@ -54,8 +56,15 @@ def same(first: list[Image.Image], second: list[Image.Image]) -> bool:
     return [image.tobytes() for image in first] == [image.tobytes() for image in second]
 
 
+def ready(model: Path, jobs: Jobs) -> GenerativeModel:
+    """Another copy of a model that is served."""
+    loaded = load_generator(str(model))
+    prepare(loaded, jobs.models.dtype)
+    return loaded
+
+
 def test_jobs_give_what_the_samplers_give(jobs: Jobs, model: Path) -> None:
-    loaded, name = load_generator(str(model)), str(model)
+    loaded, name = ready(model, jobs), str(model)
     options = loaded.config.sampling.options(temperature=0.8)
     drawn = last(jobs.generate(Ask(name, seed=4, temperature=0.8, count=5)))
     labels = torch.tensor([0, 1, 2, 0, 1])
@@ -77,7 +86,7 @@ def test_jobs_give_what_the_samplers_give(jobs: Jobs, model: Path) -> None:
 
 
 def test_upscaling_gives_what_the_command_gives(jobs: Jobs, model: Path) -> None:
-    loaded, small = load_generator(str(model)), picture(5, 4)
+    loaded, small = ready(model, jobs), picture(5, 4)
     sampling = {"seed": 6, "dtype": jobs.models.dtype}
     large = last(jobs.upscale(Ask(str(model), "cat", seed=6, count=2), small, 2, consistent=False))
     expected = [super_resolve(loaded, small, 2, 0, first_index=i << 20, consistent=False, **sampling) for i in (0, 1)]
@@ -112,10 +121,10 @@ def test_a_model_without_classes_takes_no_class_and_no_guidance(jobs: Jobs, unco
 def test_a_model_is_loaded_once_whoever_asks(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
-    def load(name: str, device: torch.device) -> object:
+    def load(name: str, device: torch.device) -> GenerativeModel:
         calls.append(name)
         time.sleep(0.1)
-        return object()
+        return load_generator(name, device=device)
 
     monkeypatch.setattr(apps.demo_models, "load_generator", load)
     models, found = Models([str(model)], CPU), list[object]()

@@ -110,7 +110,7 @@ def test_prefill_with_a_mask_equals_steps() -> None:
 def test_a_full_cache_says_so() -> None:
     cache = KVCache(1, 1, 1, 2, 4)
     with pytest.raises(ValueError, match="holds 2 elements; 3 were appended"):
-        cache.append(0, torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4))
+        cache.layer(0).append(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4))
 
 
 @pytest.mark.parametrize("order", ["scales", "prefix"])
@@ -202,8 +202,15 @@ def test_l2_attention_is_the_cosine_with_a_capped_scale() -> None:
     cosine = F.cosine_similarity(q[:, :, :, None], k[:, :, None], dim=-1)
     scale = attn.log_scale.clamp_max(math.log(100)).exp()
     expected = ((cosine * scale).softmax(-1) @ v).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(attn(x, None, None, 0), attn.proj(expected))
+    torch.testing.assert_close(attn(x, None, None), attn.proj(expected))
     assert scale[0].item() == pytest.approx(100)
+
+
+def test_a_modulation_made_beforehand_changes_nothing() -> None:
+    for name in ("var", "var_shared"):
+        model, condition = build(name)
+        x = torch.randn(2, 5, 32, dtype=torch.float64)
+        assert model(x, condition=model.modulation(condition)).equal(model(x, condition=condition))
 
 
 def test_gradient_checkpointing_changes_nothing() -> None:

@@ -13,7 +13,7 @@ from genaim.core.order import Step
 from genaim.heads import SamplingOptions
 from genaim.heads.base import guide
 from genaim.heads.diffusion import time_channels
-from genaim.heads.schedule import Diffusion, at
+from genaim.heads.schedule import Diffusion, at, diffusion_of
 from genaim.models import MAR, MARConfig
 from genaim.models.base import Predicted
 from genaim.models.mar import MARState
@@ -276,7 +276,8 @@ def test_sampling_trajectories(run: str, dtype: torch.dtype) -> None:
     guided = settings["cfg"] != 1.0
     first = data[f"in_loop_{run}_draws_init"].unsqueeze(1)
     steps = [drawn[:6].unsqueeze(1) for drawn in data[f"in_loop_{run}_draws_steps"]]
-    predict = head.predictor(cond, uncond if guided else None, settings["cfg"])
+    times = diffusion_of(10, first.device).timesteps.flip(0)
+    predict = head.predictor(cond, uncond if guided else None, settings["cfg"], times)
     states = list(head.trajectory(predict, first, 10, settings["temperature"], Replay(*steps)))
     got = torch.stack(states).squeeze(2)
     data.check(f"out_loop_{run}_traj", got, part=(slice(None), slice(6)), float64=1e-5)

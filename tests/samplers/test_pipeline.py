@@ -61,7 +61,7 @@ def test_a_seed_gives_the_pictures_of_the_command_line(
 ) -> None:
     sample(SampleRequest(str(folder), seed=5, device="cpu", **request_options), tmp_path / "out")
     written = [Image.open(path) for path in sorted((tmp_path / "out").glob("0*.png"))]
-    images = pipe(seed=5, **options).images
+    images = pipe.prepare()(seed=5, **options).images
     assert len(images) == len(written) > 0
     assert (pixels(images) == pixels(written)).all()
 
@@ -73,7 +73,7 @@ def test_a_model_s_own_scheduler_and_steps_are_those_of_the_command_line(tmp_pat
     folder = sample(SampleRequest(str(tmp_path / "model"), seed=2, count=3, device="cpu"), tmp_path / "out")
     written = [Image.open(path) for path in sorted(folder.glob("0*.png"))]
     pipe = GenAIMPipeline.from_pretrained(tmp_path / "model")
-    pipe.set_progress_bar_config(disable=True)
+    pipe.prepare().set_progress_bar_config(disable=True)
     assert (pixels(pipe(class_labels=[0, 1, 2], seed=2).images) == pixels(written)).all()
     steps: list[int] = []
     other = pipe(
@@ -89,7 +89,7 @@ def test_diffusion_steps_and_scheduler_are_those_of_the_command_line(tmp_path: P
     save_model(tmp_path / "model", model)
     folder = sample(SampleRequest(str(tmp_path / "model"), seed=2, count=2, device="cpu", **options), tmp_path / "out")
     written = [Image.open(path) for path in sorted(folder.glob("0*.png"))]
-    pipe = GenAIMPipeline.from_pretrained(tmp_path / "model")
+    pipe = GenAIMPipeline.from_pretrained(tmp_path / "model").prepare()
     pipe.set_progress_bar_config(disable=True)
     assert (pixels(pipe(class_labels=[0, 1], seed=2, **options).images) == pixels(written)).all()
     assert not (pixels(pipe(class_labels=[0, 1], seed=2).images) == pixels(written)).all()
