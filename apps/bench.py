@@ -1,15 +1,12 @@
-"""`genaim bench`: how long a person waits on this machine.
-
-Figures are wall times of fresh processes, the fastest of several runs: a slower one tells of the rest of the machine.
-"""
+"""`genaim bench`: how fast this machine starts, samples and trains, and how far that is from its limits."""
 
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,36 +14,74 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from apps.bench_cases import PRESETS, Row, measure
+from apps.bench_machine import ceilings, describe
 from apps.folders import write_json
+from apps.progress import make_progress
+from genaim.config import nearest
+from genaim.core.hardware import pick_device
+from genaim.pretrained.names import locate
 
 COUNT = 16
+START = "start"
+WIDTH = 140  # of the table, in characters
 TARGETS = {"help": 0.5, "sample, process": 15.0, "sample, model": 4.0}  # seconds, on 2 CPU cores
 
 
-def bench(model: str, repeats: int, report: Path | None) -> None:
+def bench(preset: str, *, model: str, repeats: int, device: str, compiled: bool, report: Path | None) -> None:
     """Measures, prints a table, and writes the figures to ``report``.
 
+    Args:
+        preset: ``start`` for processes of the command line alone, or a name in `PRESETS`, which measures these too.
+        model: What is sampled by processes.
+        repeats: Runs of each process; the fastest counts, since a slower one tells of the rest of the machine.
+        device: Where the rest is measured.
+        compiled: Whether compiled sampling is measured too.
+        report: JSON file, or None.
+
     Raises:
-        ValueError: If a command fails.
+        ValueError: If there is no such preset or model, or a command fails.
     """
-    figures = {"help": min(timed(["--help"]) for _ in range(repeats))}
-    runs = [sample_once(model) for _ in range(repeats)]
-    record = min(runs, key=lambda run: run["process"])
-    figures["sample, process"] = record["process"]
-    figures["sample, model"] = min(run["seconds"]["sample"] for run in runs)
-    print(f"{model}, {COUNT} images, on {record['machine']['processor']}, {os.cpu_count()} cores")
-    table = Table("what", "seconds", "target")
-    for name, seconds in figures.items():
-        table.add_row(name, f"{seconds:.2f}", f"{TARGETS[name]:.1f}")
-    Console().print(table)
+    if preset not in (START, *PRESETS):
+        raise ValueError(f"unknown preset '{preset}'; {nearest(preset, (START, *PRESETS))}.")
+    locate(model, "generator")
+    progress, where, began = make_progress(sys.stderr), pick_device(device), time.perf_counter()
+    progress.say(f"start-up and {COUNT} images of {model}, {repeats} times")
+    starts = start_up(model, repeats)
+    limits: dict[str, float] = {}
+    rows: list[Row] = []
+    if preset != START:
+        progress.say("ceilings of the machine")
+        limits = ceilings(where)
+        for case in PRESETS[preset]:
+            rows += measure(case, where, compiled, progress.say)
+    machine = describe(where)
+    print_tables(starts, limits, rows, machine)
+    print(f"measured in {(time.perf_counter() - began) / 60:.1f} minutes")
     if report is not None:
-        machine = {**record["machine"], "cores": os.cpu_count(), "python": platform.python_version()}
-        settings = {name: record["settings"][name] for name in ("model", "weights", "count", "device", "dtype")}
-        result = {"seconds": figures, "repeats": repeats, "settings": settings, "machine": machine}
-        write_json(report, result)
+        figures = {
+            "preset": preset,
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": machine,
+            "model": model,
+            "seconds": starts,
+            "ceilings": limits,
+            "rows": [asdict(row) for row in rows],
+        }
+        write_json(report, figures)
 
 
-def timed(arguments: Sequence[str]) -> float:
+def start_up(model: str, repeats: int) -> dict[str, float]:
+    """Wall times of fresh processes in seconds."""
+    runs = [sample_once(model) for _ in range(repeats)]
+    return {
+        "help": min(timed_process(["--help"]) for _ in range(repeats)),
+        "sample, process": min(run["process"] for run in runs),
+        "sample, model": min(run["seconds"]["sample"] for run in runs),
+    }
+
+
+def timed_process(arguments: Sequence[str]) -> float:
     """Wall time of one ``genaim`` process in seconds.
 
     Raises:
@@ -64,6 +99,53 @@ def sample_once(model: str) -> dict[str, Any]:
     """The record of one sampling, with the wall time of its ``process``."""
     with TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        seconds = timed(["sample", "--model", model, "-n", str(COUNT), "--out", str(out)])
+        seconds = timed_process(["sample", "--model", model, "-n", str(COUNT), "--out", str(out)])
         record: dict[str, Any] = json.loads((out / "record.json").read_text())
     return {**record, "process": seconds}
+
+
+# Display
+
+
+def print_tables(
+    starts: dict[str, float], limits: dict[str, float], rows: Sequence[Row], machine: dict[str, Any]
+) -> None:
+    """Shows what was measured."""
+    instructions = ", ".join(machine["instructions"]) or "none that matter"
+    print(f"{machine['processor']}, {machine['threads']} threads ({instructions}), PyTorch {machine['torch']}")
+    console = Console()
+    console.width = max(console.width, WIDTH)  # a narrow table cannot be read, nor one in a file
+    table = Table("process", "seconds", "target")
+    for name, seconds in starts.items():
+        table.add_row(name, f"{seconds:.2f}", f"{TARGETS[name]:.1f}")
+    console.print(table)
+    if not rows:
+        return
+    print(
+        f"ceilings: matrix product {limits['float32'] / 1e9:.0f} GFLOP/s in float32, {limits['bfloat16'] / 1e9:.0f} in "
+        f"bfloat16; copy {limits['copy'] / 1e9:.0f} GB/s"
+    )
+    table = Table("what", "how")
+    for name in ("images", "seconds", "images/s", "GFLOP/s", "of ceiling", "x plain", "GB"):
+        table.add_column(name, justify="right")
+    table.add_column("note")
+    for row in rows:
+        table.add_row(*cells(row, limits))
+    console.print(table)
+
+
+def cells(row: Row, limits: dict[str, float]) -> list[str]:
+    """A row of the table."""
+    rate = row.flops / row.seconds
+    return [
+        row.what,
+        row.how,
+        str(row.batch),
+        f"{row.seconds:.3g}",
+        f"{row.batch / row.seconds:.3g}",
+        f"{rate / 1e9:.0f}" if rate else "",
+        f"{rate / limits[row.dtype]:.0%}" if rate else "",
+        f"{row.speedup:.2f}" if row.speedup else "",
+        f"{row.memory / 1e9:.1f}" if row.memory else "",
+        row.note,
+    ]

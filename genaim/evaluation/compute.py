@@ -1,4 +1,4 @@
-"""What training a generator costs: its parameters, and the floating-point operations of an image.
+"""What a generator costs: its parameters, and the floating-point operations of training on, or sampling, an image.
 
 The text-book estimate of 6 N D (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361, section 2.1) counts two
 operations a parameter and token in the forward pass and four in the backward pass. It overlooks attention, which is a
@@ -9,12 +9,14 @@ MAR's encoder sees the known tokens only, a diffusion head sees a token several 
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from genaim.core.noise import NoiseSource
 from genaim.core.transformer import Transformer
 from genaim.data import Batch
-from genaim.models import GenerativeModel
+from genaim.heads import DiffusionHead
+from genaim.models import MAR, VAR, GenerativeModel
 from genaim.training.tasks import GeneratorLoss
 
 COUNTED_IMAGES = 8  # what a model draws, such as how many tokens MAR hides, is averaged over so many
@@ -65,3 +67,83 @@ def training_flops(model: GenerativeModel) -> float:
     outermost = [name for name in frozen if not any(name.startswith(f"{other}.") for other in frozen)]
     trained: int = counter.get_total_flops() - sum(counts[name] for name in outermost)
     return 3 * trained / COUNTED_IMAGES
+
+
+def sampling_flops(
+    model: GenerativeModel, *, guided: bool = False, num_steps: int | None = None, diffusion_steps: int | None = None
+) -> dict[str, float]:
+    """Floating-point operations of generating one image as the model defines it, by part.
+
+    Matrix products, convolutions and attention, as `training_flops` counts them; keys and values of earlier steps are
+    kept, AdaLN maps are made once. A shortcut that computes the same with less shows as a higher rate.
+
+    Args:
+        model: VAR or MAR, not prepared for sampling.
+        guided: Whether the null condition is computed too.
+        num_steps: Steps of generation, as `samplers.decode` takes them.
+        diffusion_steps: Network evaluations for each token of a diffusion head; None takes the head's own steps.
+
+    Returns:
+        Operations of the ``transformer`` with what embeds tokens, of the ``head`` and of the tokenizer's ``decoder``.
+
+    Raises:
+        ValueError: If the model is another.
+    """
+    rows = 2 if guided else 1
+    if isinstance(model, VAR):
+        trunk, head = _var_flops(model)
+        trunk += _products(model.token_embed) * (model.order.num_tokens - model.order.sizes[0]) / rows  # shared by them
+    elif isinstance(model, MAR):
+        trunk, head = _mar_flops(model, num_steps, diffusion_steps)
+    else:
+        raise ValueError(f"the operations of sampling are known for var and mar, not for {type(model).__name__}.")
+    return {"transformer": rows * trunk, "head": rows * head, "decoder": _decoder_flops(model)}
+
+
+def _var_flops(model: VAR) -> tuple[float, float]:
+    trunk: float = sum(_products(m) for name, m in model.transformer.named_modules() if name.endswith("modulation"))
+    for start, size in zip(model.order.starts, model.order.sizes, strict=True):
+        trunk += _block_flops(model.transformer, size, start + size)
+    return trunk, model.order.num_tokens * _products(model.head)
+
+
+def _mar_flops(model: MAR, num_steps: int | None, diffusion_steps: int | None) -> tuple[float, float]:
+    tokens, buffer, known = model.order.num_tokens, model.config.num_buffer, 0
+    nothing, noise = torch.zeros(1, tokens, dtype=torch.bool), NoiseSource(0, torch.tensor([0]))
+    trunk, head = 0.0, tokens * _products(model.head)
+    if isinstance(model.head, DiffusionHead):
+        steps = diffusion_steps or model.head.config.diffusion_steps
+        once = _products(model.head.net.condition_embed)
+        times = _products(model.head.net.time_embed)  # of a time, not of a token
+        head = tokens * (once + steps * (_products(model.head) - once - times))
+    for step in model.order.steps(nothing, num_steps, noise):
+        seen = buffer + known
+        trunk += _products(model.token_embed) * known + _products(model.decoder_embed) * seen
+        trunk += _block_flops(model.encoder, seen, seen) + _block_flops(model.decoder, buffer + tokens, buffer + tokens)
+        known += step.positions.shape[1]
+    return trunk, head
+
+
+def _block_flops(transformer: Transformer, queries: int, keys: int) -> float:
+    """Of all blocks for one image, without the maps of AdaLN."""
+    linears = sum(
+        _products(m)
+        for name, m in transformer.named_modules()
+        if isinstance(m, nn.Linear) and not name.endswith("modulation")
+    )
+    return queries * linears + 4 * queries * keys * transformer.config.width * transformer.config.depth
+
+
+def _products(module: nn.Module) -> int:
+    """Of all linear layers of a module for one row."""
+    return sum(2 * m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+
+
+@torch.no_grad()
+def _decoder_flops(model: GenerativeModel) -> float:
+    tokenizer = model.tokenizer
+    shape = (1, tokenizer.num_tokens, *([] if tokenizer.token_channels is None else [tokenizer.token_channels]))
+    tokens = torch.zeros(shape, dtype=torch.int64 if tokenizer.token_channels is None else None, device=model.device)
+    with FlopCounterMode(display=False) as counter:
+        tokenizer.decode(tokens)
+    return float(counter.get_total_flops())

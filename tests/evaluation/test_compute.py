@@ -1,9 +1,19 @@
 """Operations equal their closed form, and the frozen tokenizer has no part in them."""
 
-import pytest
+from collections.abc import Callable
 
-from genaim.evaluation.compute import count_parameters, training_flops
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from genaim.core.noise import NoiseSource
+from genaim.evaluation.compute import count_parameters, sampling_flops, training_flops
+from genaim.heads import SamplingOptions
+from genaim.heads.diffusion import TIME_CHANNELS
+from genaim.models import GenerativeModel
 from genaim.tokenizers import MultiScaleVQ
+from samplers.decode import decode
 from tests.tiny import HEADS, SINGLE_GRID, make_model, make_tokenizer, make_var
 
 FITTING = [
@@ -69,3 +79,39 @@ def test_parameters_are_those_that_train() -> None:
     assert count_parameters(mar).transformer > max(
         sum(p.numel() for p in part.parameters()) for part in (mar.encoder, mar.decoder)
     )
+
+
+def counted(work: Callable[[], object]) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def generate_one(model: GenerativeModel, guidance_scale: float, options: SamplingOptions) -> Tensor:
+    labels, noise = torch.tensor([0]), NoiseSource(0, torch.tensor([0]))
+    tokens = decode(model, labels, noise=noise, guidance_scale=guidance_scale, options=options)
+    return model.tokenizer.decode(tokens)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_the_operations_of_sampling_var_are_those_that_are_computed(guided: bool) -> None:
+    model, tokens = make_var(), torch.zeros(1, 21, dtype=torch.int64)
+    latents = counted(lambda: model.tokenizer.tokens_to_latent(tokens))  # the loop makes them, and the decoder anew
+    found = sampling_flops(model, guided=guided)
+    assert counted(lambda: generate_one(model, 1.0 + guided, SamplingOptions())) == sum(found.values()) + latents
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_the_operations_of_sampling_mar_are_those_that_are_computed(guided: bool) -> None:
+    model = make_model("mar", SINGLE_GRID["latents"](), "diffusion")
+    found = sampling_flops(model, guided=guided, diffusion_steps=5)
+    nothing, noise = torch.zeros(1, model.order.num_tokens, dtype=torch.bool), NoiseSource(0, torch.tensor([0]))
+    times = 5 * len(list(model.order.steps(nothing, None, noise)))
+    embeds = times * counted(lambda: model.head.net.time_embed(torch.zeros(1, TIME_CHANNELS)))
+    options = SamplingOptions(diffusion_steps=5)
+    assert counted(lambda: generate_one(model, 1.0 + guided, options)) == sum(found.values()) + embeds
+
+
+def test_what_cannot_be_counted_is_named() -> None:
+    with pytest.raises(ValueError, match="var and mar, not for CausalGenerator"):
+        sampling_flops(make_model("causal", SINGLE_GRID["patches"](), "coupled"))

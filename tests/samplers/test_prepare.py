@@ -1,0 +1,125 @@
+"""A prepared model draws what it drew before, faster."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from apps.bench_plain import plain
+from genaim.core.hardware import autocast
+from genaim.core.noise import NoiseSource
+from genaim.heads import SamplingOptions
+from genaim.models import GenerativeModel
+from genaim.pretrained import load_generator
+from genaim.tokenizers.autoencoder import PhaseUpsample, Upsample
+from samplers import generate, prepare
+from samplers.decode import decode
+from tests.samplers.test_matrix import CASES, UNGUIDED, build
+from tests.tiny import SINGLE_GRID, make_model, make_var
+
+LABELS = torch.tensor([0, 1, 4])
+GREEDY = SamplingOptions(temperature=0)
+
+
+def tokens_of(model: GenerativeModel, scale: float, options: SamplingOptions | None = None) -> Tensor:
+    return decode(model, LABELS, noise=NoiseSource(0, torch.arange(3)), guidance_scale=scale, options=options)
+
+
+@pytest.mark.parametrize(("order", "head", "tokenizer"), [c for c in CASES if c[0] in ("raster", "random")])
+def test_every_head_draws_the_same(order: str, head: str, tokenizer: str) -> None:
+    """Categorical tokens are equal; continuous ones agree to 40 dB, as at another batch size."""
+    scale = 1.0 if head in UNGUIDED else 2.0
+    expected = tokens_of(build(order, head, tokenizer), scale)
+    model = build(order, head, tokenizer)
+    assert prepare(model) is None
+    found = tokens_of(model, scale)
+    if expected.dtype == torch.int64:
+        assert found.equal(expected)
+    else:
+        assert (found - expected).square().mean() < 1e-4 * expected.square().mean()
+
+
+def drawn_in_bfloat16(head: str, options: SamplingOptions) -> tuple[Tensor, Tensor]:
+    """Of a prepared model and of another, from the same features."""
+    tokenizer = {"categorical": "codes", "coupled": "patches"}.get(head, "latents")
+    ready, model = (make_model("mar", SINGLE_GRID[tokenizer](), head) for _ in range(2))
+    prepare(ready, torch.bfloat16)
+    features = torch.randn(3, 2, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.no_grad(), autocast(model.device, torch.bfloat16):
+        found, expected = (
+            m.head.sample(features, options, noise=NoiseSource(0, torch.arange(3))) for m in (ready, model)
+        )
+    return found, expected
+
+
+@pytest.mark.parametrize("head", ["categorical", "gaussian_unit", "coupled"])
+def test_the_last_layer_of_a_head_stays_float32(head: str) -> None:
+    torch.testing.assert_close(*drawn_in_bfloat16(head, SamplingOptions()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("head", "steps"), [("diffusion", 10), ("diffusion", 100), ("flow", 10)])
+def test_half_precision_serves_the_steps_that_bear_it(head: str, steps: int) -> None:
+    found, expected = drawn_in_bfloat16(head, SamplingOptions(diffusion_steps=steps))
+    assert found.dtype == torch.float32 and not found.equal(expected)
+    assert (found - expected).square().mean() < 1e-4 * expected.square().mean()  # 40 dB
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_greedy_tokens_of_var_are_those_of_the_plain_way(shared: bool) -> None:
+    """Except where the two best codes nearly tie, which is asserted not to happen here."""
+    model = make_var(shared_adaln=shared)
+    with plain(model):
+        expected, drawn = tokens_of(model, 3.0, GREEDY), tokens_of(model, 3.0)
+    assert tokens_of(model, 3.0, GREEDY).equal(expected)  # afterwards it is as it was
+    prepare(model)
+    assert tokens_of(model, 3.0, GREEDY).equal(expected)
+    assert tokens_of(model, 3.0).equal(drawn)
+
+
+def test_the_plain_way_of_mar_draws_the_same() -> None:
+    model = make_model("mar", SINGLE_GRID["latents"](), "diffusion")
+    with plain(model):
+        expected = tokens_of(model, 2.0)
+    prepare(model)
+    torch.testing.assert_close(tokens_of(model, 2.0), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["mnist-var", "emoji-var", "mnist-aim"])
+def test_greedy_tokens_of_bundled_models_are_kept(name: str) -> None:
+    """In float32 all, but for near ties, whose images then differ from there on."""
+    model = load_generator(name)
+    labels = torch.arange(8) % max(model.config.num_classes, 1)
+    options = GREEDY if name != "mnist-aim" else SamplingOptions(temperature=0.1)
+    before = generate(model, labels, options=options)
+    prepare(model)
+    after = generate(model, labels, options=options)
+    same = (before - after).abs().amax((1, 2, 3)) < 1 / 127
+    assert same.sum() >= 7
+
+
+def test_bfloat16_pictures_stay_near_those_of_float32() -> None:
+    """Prepared or not, bfloat16 rounds alike: weights are cast once instead of at every batch."""
+    names = torch.arange(8) % 10
+    plain_bf16 = generate(load_generator("mnist-var"), names, dtype=torch.bfloat16)
+    model = load_generator("mnist-var")
+    prepare(model, torch.bfloat16)
+    fast = generate(model, names, dtype=torch.bfloat16)
+    assert (fast - plain_bf16).abs().mean() < 0.1
+
+
+@torch.no_grad()
+def test_phases_enlarge_as_repeated_pixels_do() -> None:
+    torch.manual_seed(0)
+    upsample = Upsample(3).double()
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    torch.testing.assert_close(PhaseUpsample(upsample)(x), upsample(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_missing_compiler_is_told_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: object, **keywords: object) -> None:
+        raise RuntimeError("no compiler found\nhere")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    model = make_var()
+    expected = tokens_of(model, 2.0)
+    assert prepare(model, compiled=True) == "no compiler found here"
+    assert tokens_of(model, 2.0).equal(expected)
