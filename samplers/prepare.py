@@ -1,8 +1,8 @@
 """Makes a model ready to sample fast, in place: the same products, from weights that lie as the hardware reads them."""
 
 import torch
-from torch import nn
 
+from genaim.core.hardware import compile_parts
 from genaim.core.inference import ready_linears
 from genaim.core.transformer import Block
 from genaim.heads.diffusion import DenoiserBlock
@@ -38,31 +38,9 @@ def prepare(model: GenerativeModel, dtype: torch.dtype = torch.float32, *, compi
         if isinstance(level, Level) and isinstance(level.resample, Upsample):
             level.resample = PhaseUpsample(level.resample)
     model.tokenizer.to(memory_format=torch.channels_last)
-    return compile_parts(model) if compiled else None
-
-
-def compile_parts(model: GenerativeModel) -> str | None:
-    """Compiles what does the work of sampling, each part by itself so that equal blocks share their code.
-
-    Not the decoder on CPUs, where the compiled one was measured slower than oneDNN's convolutions (1.3 and 1.1 s).
-
-    Returns:
-        Why nothing can be compiled here, or None.
-    """
+    if not compiled:
+        return None
+    # not the decoder on CPUs: compiled it took 1.3 s where oneDNN's convolutions take 1.1
     on_cuda = model.device.type == "cuda"
-    parts: tuple[type[nn.Module], ...] = (Block, DenoiserBlock, *([Decoder] if on_cuda else []))
-    reason = cannot_compile(model.device)
-    if reason is None:
-        for module in model.modules():
-            if isinstance(module, parts):
-                module.compile(mode="reduce-overhead" if on_cuda else "default")
-    return reason
-
-
-def cannot_compile(device: torch.device) -> str | None:
-    """Why `torch.compile` does not work here, such as a missing C++ compiler; None where it does."""
-    try:
-        torch.compile(lambda x: torch.sin(x) + 1)(torch.zeros(2, device=device))
-    except Exception as error:  # whatever stage fails, with errors of its own
-        return " ".join(str(error).split())[:200]
-    return None
+    parts = (Block, DenoiserBlock, *([Decoder] if on_cuda else []))
+    return compile_parts(model, parts, model.device, mode="reduce-overhead" if on_cuda else "default")

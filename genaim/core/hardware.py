@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import nn
 
 
 def pick_device(name: str) -> torch.device:
@@ -69,3 +70,27 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
+
+
+def compile_parts(
+    model: nn.Module, kinds: tuple[type[nn.Module], ...], device: torch.device, mode: str = "default"
+) -> str | None:
+    """Lets `torch.compile` compile the parts of a model when they first run, equal ones together.
+
+    Args:
+        model: Its parts are changed in place; names of weights stay.
+        kinds: Classes of the parts, such as blocks.
+        device: Where they compute.
+        mode: Of `torch.compile`; ``reduce-overhead`` records CUDA graphs.
+
+    Returns:
+        Why nothing is compiled here, such as a missing C++ compiler, or None.
+    """
+    try:
+        torch.compile(lambda x: torch.sin(x) + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever stage fails, with errors of its own
+        return " ".join(str(error).split())[:200]
+    for module in model.modules():
+        if isinstance(module, kinds):
+            module.compile(mode=mode)
+    return None

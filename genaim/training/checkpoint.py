@@ -95,8 +95,9 @@ def load_optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer, 
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
         parameter = parameters[name]
-        # AdamW counts its steps on the CPU, in a tensor that is not shaped like the parameter
-        optimizer.state[parameter][entry] = placed_like(value, parameter) if value.shape == parameter.shape else value
+        # the count of steps is not shaped like the parameter, and not sharded
+        sharded = value.shape == parameter.shape
+        optimizer.state[parameter][entry] = placed_like(value, parameter) if sharded else value.to(parameter.device)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -105,10 +106,14 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def placed_like(tensor: Tensor, reference: Tensor) -> Tensor:
-    """A full tensor placed, and sharded, as ``reference`` is."""
+    """A full tensor placed, sharded and laid out in memory as ``reference`` is.
+
+    The layout matters: PyTorch's fused AdamW reads parameter, gradient and moments in the order of memory, whatever
+    their strides are, and convolutions may be channels-last.
+    """
     if isinstance(reference, DTensor):
         return distribute_tensor(tensor.to(reference.device), reference.device_mesh, reference.placements)
-    return tensor.to(reference.device)
+    return torch.empty_like(reference, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
 
 
 def _sync(path: Path) -> None:

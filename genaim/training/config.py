@@ -57,6 +57,8 @@ class RunConfig(Config):
     """Autocast type; auto takes bfloat16 where the hardware computes it fast."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train."""
+    compile: bool = False
+    """Use torch.compile for the transformer's blocks: minutes of warm-up, for long runs on a GPU."""
     log_every: int = Field(20, gt=0)
     """Steps between log lines."""
     validate_every: int = Field(500, gt=0)

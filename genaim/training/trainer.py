@@ -22,9 +22,10 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from genaim.core.hardware import cpu_capabilities, pick_device, pick_dtype
+from genaim.core.hardware import compile_parts, cpu_capabilities, pick_device, pick_dtype
 from genaim.core.noise import NoiseSource, step_seed
 from genaim.core.progress import Progress
+from genaim.core.transformer import Block
 from genaim.data import Batch, ImageDataset, MomentsDataset, StreamDataset, TokenDataset, eval_batches, make_loader
 from genaim.data.dataset import BadFiles
 from genaim.data.grid import contact_sheet
@@ -91,6 +92,8 @@ class Trainer:
         self.accelerator = accelerator
         self.bad_files = BadFiles(max_bad_share, total=None if isinstance(train_set, StreamDataset) else len(train_set))
         task.to(accelerator.device)
+        if config.compile and (reason := compile_parts(task.module, (Block,), accelerator.device)):
+            progress.say(f"note: nothing is compiled, since this fails here: {reason}")
         self.module, self.optimizer = accelerator.prepare(task.module, make_optimizer(task.module, config.optimizer))
         self.ema = EMA(task.model, config.ema_decay)
         self.adversary: nn.Module | None = None
@@ -126,10 +129,12 @@ class Trainer:
             state=self._loader_state,
         )
         self.progress.start(c.name, self.step, c.steps)
-        began, first, before = time.monotonic(), self.step, self._seconds
+        began, first, before, waited = time.monotonic(), self.step, self._seconds, 0.0
         with self._signals():
             while self.step < c.steps:
+                asked = time.monotonic()
                 batch = next(loader)
+                waited += time.monotonic() - asked
                 self.bad_files.add(batch.bad, len(batch))
                 totals, figures = self._one_step(batch.to(self.accelerator.device))
                 self.step += 1
@@ -138,7 +143,7 @@ class Trainer:
                 self._seconds, rate = before + elapsed, (self.step - first) * c.batch_size / elapsed
                 if self.step % c.log_every == 0 or self.step == c.steps:
                     figures |= {n: (s / k.clamp_min(1)).item() for n, (s, k) in totals.items()}
-                    figures |= {"images_per_second": rate, "seconds": self._seconds}
+                    figures |= {"images_per_second": rate, "seconds": self._seconds, "data_seconds": waited}
                     self._log({f"train/{n}": v for n, v in figures.items()})
                 if main:
                     self.progress.advance(self.step, {"loss": totals["loss"][0].item(), "images/s": rate})
@@ -322,14 +327,15 @@ class Trainer:
             return
         tensors, state = load_checkpoint(found[-1])
         wanted = self.task.model.state_dict()
-        weights = {name: placed_like(w, wanted[name]) for name, w in tensors["weights"].items() if name in wanted}
+        weights = {name: weight for name, weight in tensors["weights"].items() if name in wanted}
         changed = [name for name in wanted if name not in weights and not name.startswith("tokenizer.")]
         changed += [name for name, weight in weights.items() if weight.shape != wanted[name].shape]
         if changed:
             raise ValueError(
                 f"{found[-1]} is of another model: {changed[:5]} are missing or of another shape; choose another name=."
             )
-        self.task.model.load_state_dict(weights, strict=False)
+        placed = {name: placed_like(weight, wanted[name]) for name, weight in weights.items()}
+        self.task.model.load_state_dict(placed, strict=False)
         self.ema.load_state_dict(tensors["ema"])
         load_optimizer_tensors(self.task.module, self.optimizer, tensors["optimizer"])
         if self.adversary is not None and self.task.adversary is not None:
