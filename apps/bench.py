@@ -18,6 +18,7 @@ from apps.bench_cases import PRESETS, Row, measure
 from apps.bench_machine import ceilings, describe
 from apps.folders import write_json
 from apps.progress import make_progress
+from apps.tables import markdown_table
 from genaim.config import nearest
 from genaim.core.hardware import pick_device
 from genaim.pretrained.names import locate
@@ -57,7 +58,7 @@ def bench(preset: str, *, model: str, repeats: int, device: str, compiled: bool,
             rows += measure(case, where, compiled, progress.say)
     machine = describe(where)
     print_tables(starts, limits, rows, machine)
-    print(f"measured in {(time.perf_counter() - began) / 60:.1f} minutes")
+    print(f"\nmeasured in {(time.perf_counter() - began) / 60:.1f} minutes")
     if report is not None:
         figures = {
             "preset": preset,
@@ -110,27 +111,34 @@ def sample_once(model: str) -> dict[str, Any]:
 def print_tables(
     starts: dict[str, float], limits: dict[str, float], rows: Sequence[Row], machine: dict[str, Any]
 ) -> None:
-    """Shows what was measured."""
+    """Shows what was measured: tables on a terminal, Markdown in a file."""
     instructions = ", ".join(machine["instructions"]) or "none that matter"
-    print(f"{machine['processor']}, {machine['threads']} threads ({instructions}), PyTorch {machine['torch']}")
-    console = Console()
-    console.width = max(console.width, WIDTH)  # a narrow table cannot be read, nor one in a file
-    table = Table("process", "seconds", "target")
-    for name, seconds in starts.items():
-        table.add_row(name, f"{seconds:.2f}", f"{TARGETS[name]:.1f}")
-    console.print(table)
+    print(
+        f"{machine['processor']}, {machine['threads']} threads ({instructions}), Python {machine['python']}, PyTorch "
+        f"{machine['torch']}, {datetime.now(UTC).date()}\n"
+    )
+    print_table(
+        ("process", "seconds", "target"),
+        [(name, f"{seconds:.2f}", f"{TARGETS[name]:.1f}") for name, seconds in starts.items()],
+    )
     if not rows:
         return
-    print(
-        f"ceilings: matrix product {limits['float32'] / 1e9:.0f} GFLOP/s in float32, {limits['bfloat16'] / 1e9:.0f} in "
-        f"bfloat16; copy {limits['copy'] / 1e9:.0f} GB/s"
-    )
-    table = Table("what", "how")
-    for name in ("images", "seconds", "images/s", "GFLOP/s", "of ceiling", "x plain", "GB"):
-        table.add_column(name, justify="right")
-    table.add_column("note")
+    single, half, copy = (limits[name] / 1e9 for name in ("float32", "bfloat16", "copy"))
+    print(f"\nceilings: matrix product {single:.0f} GFLOP/s in float32, {half:.0f} in bfloat16; copy {copy:.0f} GB/s\n")
+    headings = ("what", "how", "images", "seconds", "images/s", "GFLOP/s", "of ceiling", "x plain", "GB", "note")
+    print_table(headings, [cells(row, limits) for row in rows])
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table for eyes on a terminal, else Markdown."""
+    console = Console()
+    if not console.is_terminal:
+        print("\n".join(markdown_table(headings, rows)))
+        return
+    table = Table(*headings)
     for row in rows:
-        table.add_row(*cells(row, limits))
+        table.add_row(*row)
+    console.width = max(console.width, WIDTH)  # a narrow table cannot be read
     console.print(table)
 
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from apps.bench_machine import Peak, fastest, peak_memory, timed
 from apps.bench_plain import plain
-from genaim.core.hardware import autocast, pick_dtype
+from genaim.core.hardware import autocast, compile_parts, pick_dtype
 from genaim.core.noise import NoiseSource, gumbel
+from genaim.core.transformer import Block
 from genaim.data import Batch
 from genaim.evaluation.compute import sampling_flops, training_flops
 from genaim.heads import SamplingOptions
@@ -67,11 +68,17 @@ class Sampling:
     """Steps of the diffusion head and their scheduler; each is measured, the first also in the plain way."""
     plain_rounds: int | None = None
     """The plain run is extrapolated from so many rounds; None computes all, and measures float32 too."""
+    side: int = 256
+    """Pixels of the image's side."""
+    growth: bool = False
+    """Measures the fast way alone, once."""
 
     @property
     def name(self) -> str:
         """What the table calls it."""
-        return f"{self.kind.upper()}-{self.preset}"
+        size = "" if self.side == 256 else f", {self.side} px"
+        rounds = f", {self.rounds} rounds" if self.growth and self.rounds else ""
+        return f"{self.kind.upper()}-{self.preset}{size}{rounds}"
 
 
 @dataclass(frozen=True)
@@ -102,19 +109,34 @@ PRESETS: dict[str, tuple[Case, ...]] = {
         Sampling("mar", "large", batches=(1, 64), rounds=64, diffusion=((100, None),), plain_rounds=8),
         Training("d16", batch=64),
     ),
+    "growth": (
+        *(Sampling("var", depth, growth=True) for depth in ("d12", "d20")),
+        Sampling("var", "d16", batches=(1, 2, 4, 8), growth=True),
+        *(Sampling("var", "d16", side=side, growth=True) for side in (512, 1024)),
+        *(
+            Sampling("mar", "base", rounds=rounds, diffusion=((10, "dpmsolver++"),), growth=True)
+            for rounds in (8, 16, 32, 64)
+        ),
+    ),
     "tiny": (
         Sampling("var", "tiny", batches=(1, 2)),
         Sampling("mar", "tiny", rounds=4, diffusion=((4, None), (3, "dpmsolver++")), plain_rounds=2),
         Training("tiny", batch=2),
     ),
 }
-"""What is measured, at 256 pixels; tiny is smaller and shows the table in seconds."""
+"""What is measured; tiny is smaller and shows the table in seconds."""
+SCALES = {
+    256: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+    512: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
+    1024: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32, 48, 64),
+}
+"""Sides of VAR's token maps by pixels: published ones, and two more."""
 
 
 def measure(case: Case, device: torch.device, compiled: bool, say: Callable[[str], None]) -> Iterator[Row]:
     """The rows of a case, as they are measured; ``say`` is told of what comes next."""
     if isinstance(case, Training):
-        yield from measure_training(case, device, say)
+        yield from measure_training(case, device, compiled, say)
     else:
         yield from measure_sampling(case, device, compiled, say)
 
@@ -124,20 +146,23 @@ def measure(case: Case, device: torch.device, compiled: bool, say: Callable[[str
 
 def measure_sampling(case: Sampling, device: torch.device, compiled: bool, say: Callable[[str], None]) -> Iterator[Row]:
     """Plain; then prepared in float32, and in the format that the hardware prefers; then compiled in that."""
-    model, dtypes = build(case.kind, case.preset, device), both_dtypes(device)
+    model, dtypes = build(case.kind, case.preset, device, case.side), both_dtypes(device)
     flops = [
         sum(sampling_flops(model, guided=True, num_steps=case.rounds, diffusion_steps=steps).values())
         for steps, _ in case.diffusion
     ]
-    say(f"{case.name}: {PLAIN}")
-    base, tokens = plain_row(model, case)
-    yield replace(base, flops=flops[0])
-    if isinstance(model, VAR):
-        yield noise_row(model, case, device)
-        yield from tokenizer_rows(model.tokenizer, dtypes, say)
-    ways = [(dtype, False) for dtype in dtypes if dtype == dtypes[-1] or case.plain_rounds is None]
+    base, tokens = None, None
+    if not case.growth:
+        say(f"{case.name}: {PLAIN}")
+        base, tokens = plain_row(model, case)
+        yield replace(base, flops=flops[0])
+        if isinstance(model, VAR):
+            yield noise_row(model, case, device)
+            yield from tokenizer_rows(model.tokenizer, dtypes, say)
+    quick = case.plain_rounds is None and not case.growth
+    ways = [(dtype, False) for dtype in dtypes if dtype == dtypes[-1] or quick]
     for dtype, compile_it in ways + ([(dtypes[-1], True)] if compiled else []):
-        model = build(case.kind, case.preset, device)
+        model = build(case.kind, case.preset, device, case.side)
         reason = prepare(model, dtype, compiled=compile_it)
         if reason is not None:
             say(f"{case.name}: cannot be compiled here: {reason}")
@@ -148,9 +173,9 @@ def measure_sampling(case: Sampling, device: torch.device, compiled: bool, say: 
                 say(f"{case.name}: {how}, {batch} at once")
                 row = Row(case.name, how, batch, flops=batch * operations, dtype=short(dtype))
                 row, drawn = sample_row(model, row, case, steps, scheduler, dtype)
-                if isinstance(model, VAR) and batch == 1:
+                if isinstance(model, VAR) and batch == 1 and tokens is not None:
                     row = replace(row, note=f"{int((drawn == tokens).sum())} of {tokens.numel()} tokens as plain")
-                yield replace(row, speedup=batch * base.seconds / row.seconds)
+                yield replace(row, speedup=None if base is None else batch * base.seconds / row.seconds)
 
 
 def plain_row(model: GenerativeModel, case: Sampling) -> tuple[Row, Tensor]:
@@ -187,7 +212,7 @@ def sample_row(
         )
 
     seconds, peak = watched(work, model.device)
-    if seconds < LONG or "compiled" in row.how:
+    if (seconds < LONG and not case.growth) or "compiled" in row.how:
         seconds, peak = watched(work, model.device)
     return replace(row, seconds=seconds, memory=peak.bytes), canvas[-1]
 
@@ -223,23 +248,28 @@ def tokenizer_rows(tokenizer: MultiScaleVQ, dtypes: list[torch.dtype], say: Call
 # Training
 
 
-def measure_training(case: Training, device: torch.device, say: Callable[[str], None]) -> Iterator[Row]:
-    """Steps in float32 and in the format that the hardware prefers."""
-    base = 0.0
-    for dtype in both_dtypes(device):
-        how = PLAIN if not base else short(dtype)
+def measure_training(case: Training, device: torch.device, compiled: bool, say: Callable[[str], None]) -> Iterator[Row]:
+    """Steps in float32 with PyTorch's default AdamW, then as a run computes them, then compiled."""
+    base, dtypes = 0.0, both_dtypes(device)
+    ways = [(PLAIN, torch.float32), *((short(dtype), dtype) for dtype in dtypes)]
+    for how, dtype in ways + ([(f"{short(dtypes[-1])}, compiled", dtypes[-1])] if compiled else []):
         say(f"{case.name}: {how}")
         model = build("var", case.preset, device)
         row = Row(case.name, how, case.batch, flops=case.batch * training_flops(model), dtype=short(dtype))
-        seconds, peak = watched(training_steps(model, case.batch, dtype), device)
+        if how.endswith("compiled") and (reason := compile_parts(model, (Block,), device)):
+            say(f"{case.name}: cannot be compiled here: {reason}")
+            continue
+        seconds, peak = watched(training_steps(model, case.batch, dtype, fused=how != PLAIN), device)
         base = base or seconds
         yield replace(row, seconds=seconds / 2, memory=peak.bytes, speedup=base / seconds)
 
 
-def training_steps(model: GenerativeModel, batch: int, dtype: torch.dtype) -> Callable[[], None]:
+def training_steps(model: GenerativeModel, batch: int, dtype: torch.dtype, *, fused: bool = True) -> Callable[[], None]:
     """Two training steps as work to time, after one that is done at once."""
     module = GeneratorLoss(model).train()
     optimizer = make_optimizer(module, OptimizerConfig())
+    for group in optimizer.param_groups:
+        group["fused"] = fused
     rows = torch.arange(batch, device=model.device)
     tokens = torch.zeros(batch, model.order.num_tokens, dtype=torch.int64, device=model.device)
     images = Batch(None, rows, rows, rows, tokens=tokens)
@@ -263,14 +293,14 @@ def training_steps(model: GenerativeModel, batch: int, dtype: torch.dtype) -> Ca
 # Parts
 
 
-def build(kind: str, preset: str, device: torch.device) -> GenerativeModel:
-    """A model over the published tokenizer of 256 pixels, tiny ones a small one; no weight is zero, all matter."""
+def build(kind: str, preset: str, device: torch.device, side: int = 256) -> GenerativeModel:
+    """A model over the published tokenizer of a side in pixels, tiny ones a small one; no weight is zero."""
     torch.manual_seed(0)
     model: GenerativeModel
     shape = {"autoencoder": {"channels": 32, "channel_multipliers": [1, 1, 2]}} if preset == "tiny" else {}
     size: dict[str, Any] = {"preset": preset, "num_classes": 1000}
     if kind == "var":
-        tokenizer = MultiScaleVQ(MultiScaleVQConfig.model_validate(shape))
+        tokenizer = MultiScaleVQ(MultiScaleVQConfig.model_validate({"patch_nums": SCALES[side], **shape}))
         model = VAR(VARConfig.model_validate(size), tokenizer)
     else:
         continuous = {"latent_scale": 0.2325, **({"image_size": 64} if shape else {}), **shape}

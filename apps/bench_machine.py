@@ -1,5 +1,7 @@
 """What a benchmark must know of its machine: what it is, its limits, and how much memory something takes."""
 
+import ctypes
+import gc
 import os
 import platform
 import threading
@@ -87,6 +89,7 @@ class Peak:
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
     """Watches memory: the device's on CUDA, else that of this process, read a hundred times a second."""
+    release_memory()
     peak, done = Peak(), threading.Event()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -105,6 +108,13 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
     finally:
         done.set()
         thread.join()
+
+
+def release_memory() -> None:
+    """Gives back what is free, so that a measurement does not count what was needed before it."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc keeps small blocks
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def resident_memory() -> int:

@@ -340,7 +340,8 @@ def bench(
         str,
         typer.Option(
             metavar="NAME",
-            help="start: processes alone; cpu or gpu: published models too, minutes; tiny: a small table.",
+            help="start: processes alone; cpu or gpu: published models too, minutes; growth: their time and memory "
+            "against size; tiny: a small table.",
         ),
     ] = "start",
     model: Annotated[str, typer.Option(metavar="NAME|FOLDER", help="Model that processes sample.")] = DEFAULT_MODEL,

@@ -34,4 +34,4 @@ def test_the_tiny_preset_measures_everything(genaim: Genaim, model: Path) -> Non
 def test_presets_are_named(genaim: Genaim) -> None:
     done = genaim("bench", "--preset", "gpuu")
     assert (done.code, done.out) == (2, "")
-    assert done.err == "error: unknown preset 'gpuu'; did you mean 'gpu'? Allowed: start, cpu, gpu, tiny.\n"
+    assert done.err == "error: unknown preset 'gpuu'; did you mean 'gpu'? Allowed: start, cpu, gpu, growth, tiny.\n"

@@ -1,5 +1,7 @@
 """A prepared model draws what it drew before, faster."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,6 +9,9 @@ from torch import Tensor
 from apps.bench_plain import plain
 from genaim.core.hardware import autocast
 from genaim.core.noise import NoiseSource
+from genaim.evaluation.cifar import load_cifar_resnet
+from genaim.evaluation.digits import load_digits
+from genaim.evaluation.quality import frechet_distance
 from genaim.heads import SamplingOptions
 from genaim.models import GenerativeModel
 from genaim.pretrained import load_generator
@@ -123,3 +128,28 @@ def test_a_missing_compiler_is_told_and_nothing_is_lost(monkeypatch: pytest.Monk
     expected = tokens_of(model, 2.0)
     assert prepare(model, compiled=True) == "no compiler found here"
     assert tokens_of(model, 2.0).equal(expected)
+
+
+def test_digits_and_their_distance_are_kept_in_bfloat16(data_root: Path) -> None:
+    """Class agreement by nearest neighbours among real digits, and Frechet distances by an offline extractor."""
+    labels, real = torch.arange(200) % 10, data_root / "mnist"
+    images, classes = load_digits(real, "train", 3000)
+    cnn = load_cifar_resnet(data_root / "classifiers" / "cifar10_resnet56.safetensors")
+
+    def judged(drawn: Tensor) -> tuple[float, Tensor]:
+        grey = drawn.mean(1).flatten(1)
+        nearest = torch.cdist(grey, images.mean(1).flatten(1)).argmin(1)
+        with torch.no_grad():
+            return (classes[nearest] == labels).float().mean().item(), cnn.features(drawn)
+
+    model = load_generator("mnist-var")
+    slow, features = judged(generate(model, labels))
+    other = judged(generate(model, labels, seed=1))[1]
+    prepare(model, torch.bfloat16)
+    fast, found = judged(generate(model, labels, dtype=torch.bfloat16))
+    assert slow > 0.85 and abs(fast - slow) < 0.03
+    noise = frechet_distance(features, other)  # of two seeds
+    assert frechet_distance(features, found) < noise / 2
+    with torch.no_grad():
+        truth = cnn.features(images[:1000])
+    assert abs(frechet_distance(found, truth) - frechet_distance(features, truth)) < noise
