@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apps.bench_machine import Peak, fastest, peak_memory, timed
+from apps.bench_machine import Peak, fastest, peak_memory, release_memory, timed
 from apps.bench_plain import plain
 from genaim.core.hardware import autocast, compile_parts, pick_dtype
 from genaim.core.noise import NoiseSource, gumbel
@@ -162,6 +162,7 @@ def measure_sampling(case: Sampling, device: torch.device, compiled: bool, say: 
     quick = case.plain_rounds is None and not case.growth
     ways = [(dtype, False) for dtype in dtypes if dtype == dtypes[-1] or quick]
     for dtype, compile_it in ways + ([(dtypes[-1], True)] if compiled else []):
+        del model
         model = build(case.kind, case.preset, device, case.side)
         reason = prepare(model, dtype, compiled=compile_it)
         if reason is not None:
@@ -309,6 +310,7 @@ def build(kind: str, preset: str, device: torch.device, side: int = 256) -> Gene
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
+    release_memory()  # of the model before it
     return model.to(device).eval()
 
 

@@ -89,7 +89,6 @@ class Peak:
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
     """Watches memory: the device's on CUDA, else that of this process, read a hundred times a second."""
-    release_memory()
     peak, done = Peak(), threading.Event()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

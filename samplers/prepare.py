@@ -25,7 +25,7 @@ def prepare(model: GenerativeModel, dtype: torch.dtype = torch.float32, *, compi
     Args:
         model: On its device; put into evaluation mode.
         dtype: Number format of matrix products, as `genaim.core.hardware.pick_dtype` chooses it.
-        compiled: Whether to use `torch.compile`, on CUDA with graphs.
+        compiled: Whether to use `torch.compile`, for a denoiser on CUDA with graphs.
 
     Returns:
         Why nothing is compiled although it was asked for, or None.
@@ -38,9 +38,15 @@ def prepare(model: GenerativeModel, dtype: torch.dtype = torch.float32, *, compi
         if isinstance(level, Level) and isinstance(level.resample, Upsample):
             level.resample = PhaseUpsample(level.resample)
     model.tokenizer.to(memory_format=torch.channels_last)
-    if not compiled:
-        return None
-    # not the decoder on CPUs: compiled it took 1.3 s where oneDNN's convolutions take 1.1
-    on_cuda = model.device.type == "cuda"
-    parts = (Block, DenoiserBlock, *([Decoder] if on_cuda else []))
-    return compile_parts(model, parts, model.device, mode="reduce-overhead" if on_cuda else "default")
+    return _compile(model) if compiled else None
+
+
+def _compile(model: GenerativeModel) -> str | None:
+    """Compiles the parts that do the work, or says why it cannot."""
+    if model.device.type != "cuda":
+        # not the decoder: compiled it took 1.3 s where oneDNN's convolutions take 1.1
+        return compile_parts(model, (Block, DenoiserBlock), model.device)
+    # A denoiser is many small kernels of one shape, which a CUDA graph launches at once. Blocks write to a cache, and
+    # pictures outlive the next batch: graphs are not for these.
+    reason = compile_parts(model, (DenoiserBlock,), model.device, mode="reduce-overhead")
+    return reason or compile_parts(model, (Block, Decoder), model.device)

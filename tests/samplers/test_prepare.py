@@ -130,9 +130,18 @@ def test_a_missing_compiler_is_told_and_nothing_is_lost(monkeypatch: pytest.Monk
     assert tokens_of(model, 2.0).equal(expected)
 
 
+@pytest.mark.slow
+def test_a_compiled_model_draws_the_same() -> None:
+    model = make_var()
+    expected = tokens_of(model, 2.0)
+    if reason := prepare(model, compiled=True):
+        pytest.skip(f"torch.compile fails here: {reason}")
+    assert tokens_of(model, 2.0).equal(expected)
+
+
 def test_digits_and_their_distance_are_kept_in_bfloat16(data_root: Path) -> None:
     """Class agreement by nearest neighbours among real digits, and Frechet distances by an offline extractor."""
-    labels, real = torch.arange(200) % 10, data_root / "mnist"
+    labels, real = torch.arange(100) % 10, data_root / "mnist"
     images, classes = load_digits(real, "train", 3000)
     cnn = load_cifar_resnet(data_root / "classifiers" / "cifar10_resnet56.safetensors")
 
@@ -151,5 +160,5 @@ def test_digits_and_their_distance_are_kept_in_bfloat16(data_root: Path) -> None
     noise = frechet_distance(features, other)  # of two seeds
     assert frechet_distance(features, found) < noise / 2
     with torch.no_grad():
-        truth = cnn.features(images[:1000])
+        truth = cnn.features(images[:500])
     assert abs(frechet_distance(found, truth) - frechet_distance(features, truth)) < noise
