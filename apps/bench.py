@@ -41,10 +41,12 @@ def bench(preset: str, *, model: str, repeats: int, device: str, compiled: bool,
         report: JSON file, or None.
 
     Raises:
-        ValueError: If there is no such preset or model, or a command fails.
+        ValueError: If there is no such preset or model, nothing to compile, or a command fails.
     """
     if preset not in (START, *PRESETS):
         raise ValueError(f"unknown preset '{preset}'; {nearest(preset, (START, *PRESETS))}.")
+    if compiled and preset == START:
+        raise ValueError(f"--compile needs a --preset that samples published models: {', '.join(PRESETS)}.")
     locate(model, "generator")
     progress, where, began = make_progress(sys.stderr), pick_device(device), time.perf_counter()
     progress.say(f"start-up and {COUNT} images of {model}, {repeats} times")

@@ -78,6 +78,8 @@ def wait(device: torch.device) -> None:
     """Until the device has done all that it was asked for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 class Peak:

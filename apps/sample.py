@@ -91,6 +91,7 @@ def sample(request: SampleRequest, out: Path | None = None, *, compiled: bool = 
         sheet(shown, settings).save(temporary / "sheet.png")
         files["sheet.png"] = hash_file(temporary / "sheet.png")
         record = make_record(settings, files, {"load": round(loaded.seconds, 3), "sample": round(seconds, 3)})
+        record["machine"]["compiled"] = compiled
         write_record(temporary / RECORD, record)
     return folder
 
@@ -183,7 +184,7 @@ def compared(folder: Path, record: dict[str, Any]) -> str:
     """Says how the pictures of a folder agree with those of an earlier record."""
     before, now = (pictures(files) for files in (record["files"], read_record(folder / RECORD)["files"]))
     same = sum(now.get(name) == digest for name, digest in before.items())
-    hint = "" if same == len(before) else "; another machine, library or device rounds differently"
+    hint = "" if same == len(before) else "; another machine, library, device or --compile rounds differently"
     return f"{same} of {len(before)} pictures are identical to the record's{hint}"
 
 

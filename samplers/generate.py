@@ -12,9 +12,8 @@ from genaim.heads import SamplingOptions
 from genaim.models import GenerativeModel, Given
 from samplers.decode import StepCallback, decode
 
-DECODED_PIXELS = (2**18, 2**22)
-"""Most pixels that are decoded at once, on other devices and on CUDA: 4 and 64 images of 256 pixels. The decoder of VAR
-holds about 4 KB for each in float32."""
+DECODED_PIXELS, DECODED_PIXELS_CUDA = 2**18, 2**22
+"""Most pixels that are decoded at once, 4 and 64 images of 256 pixels. The decoder of VAR holds about 4 KB for each."""
 
 
 class Sampling(TypedDict, total=False):
@@ -107,6 +106,10 @@ def generate_batches(
         raise ValueError("there is nothing to generate: 0 images were asked for; ask for 1 or more.")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"the batch size must be 1 or more, not {batch_size}.")
+    if model.prepared not in (None, dtype):
+        raise ValueError(
+            f"the model is prepared for {model.prepared}, not for {dtype}; pass that dtype, or load it anew."
+        )
     defaults = model.config.sampling
     if options is None:
         options = defaults.options()
@@ -139,6 +142,7 @@ def generate_batches(
 
 def parts_to_decode(model: GenerativeModel, tokens: Tensor) -> tuple[Tensor, ...]:
     """Tokens of a batch in parts whose images have so many pixels that the decoder's activations fit in memory."""
-    count = DECODED_PIXELS[model.device.type == "cuda"] // model.tokenizer.image_size**2
+    pixels = DECODED_PIXELS_CUDA if model.device.type == "cuda" else DECODED_PIXELS
+    count = pixels // model.tokenizer.image_size**2
     parts: tuple[Tensor, ...] = tokens.split(max(1, count))
     return parts

@@ -3,6 +3,7 @@
 Importing this module imports diffusers, which takes seconds; `import samplers` alone does not.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,14 +70,14 @@ class GenAIMPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Makes the model ready to sample fast, as the command line does; it can then not be saved any more.
 
         Args:
-            compiled: Whether to use `torch.compile`, for many images of one batch size.
+            compiled: Whether to use `torch.compile`, for many images of one batch size; a warning tells where it fails.
 
         Raises:
-            ValueError: If compilation is asked for and fails here.
+            ValueError: If the model is prepared for another number format.
         """
         reason = prepare(self.model, self.dtype, compiled=compiled)
         if reason is not None:
-            raise ValueError(f"torch.compile fails here: {reason}; the pipeline is ready without it.")
+            warnings.warn(f"nothing is compiled, since this fails here: {reason}", stacklevel=2)
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:

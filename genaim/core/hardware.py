@@ -72,16 +72,13 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype)
 
 
-def compile_parts(
-    model: nn.Module, kinds: tuple[type[nn.Module], ...], device: torch.device, mode: str = "default"
-) -> str | None:
+def compile_parts(model: nn.Module, kinds: tuple[type[nn.Module], ...], device: torch.device) -> str | None:
     """Lets `torch.compile` compile the parts of a model when they first run, equal ones together.
 
     Args:
         model: Its parts are changed in place; names of weights stay.
         kinds: Classes of the parts, such as blocks.
         device: Where they compute.
-        mode: Of `torch.compile`; ``reduce-overhead`` records CUDA graphs.
 
     Returns:
         Why nothing is compiled here, such as a missing C++ compiler, or None.
@@ -90,7 +87,7 @@ def compile_parts(
         torch.compile(lambda x: torch.sin(x) + 1)(torch.zeros(2, device=device))
     except Exception as error:  # whatever stage fails, with errors of its own
         return " ".join(str(error).split())[:200]
-    for module in model.modules():
-        if isinstance(module, kinds):
-            module.compile(mode=mode)
-    return None
+    found = [module for module in model.modules() if isinstance(module, kinds)]
+    for module in found:
+        module.compile()
+    return None if found else "the model has no part that is compiled"

@@ -16,13 +16,25 @@ from torch import Tensor, nn
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether weights can be packed: on x86 CPUs, by a PyTorch that is built with oneDNN."""
+    """Whether weights can be packed: on x86 CPUs, by a PyTorch with oneDNN, in a format that the CPU multiplies."""
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
     there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return device.type == "cpu" and is_x86 and there and dtype in (torch.float32, torch.bfloat16)
+    if device.type != "cpu" or not is_x86 or not there:
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-class InferenceLinear(nn.Module):
+class ReadyModule(nn.Module):
+    """A part of a model that is made ready for sampling, and can be neither trained nor stored."""
+
+    def _save_to_state_dict(self, destination: object, prefix: str, keep_vars: bool) -> None:
+        raise ValueError(f"{prefix}weight is made ready for sampling; load the model anew to train or store it.")
+
+    def __deepcopy__(self, memo: object) -> "ReadyModule":
+        raise ValueError("the model is made ready for sampling, which cannot be copied; load it anew.")
+
+
+class InferenceLinear(ReadyModule):
     """A linear layer that computes in one number format, as under autocast; it can be neither trained nor stored."""
 
     weight: Tensor
@@ -52,8 +64,8 @@ class InferenceLinear(nn.Module):
             return F.gelu(self(x), approximate=approximate)
         return _packed_product(x.to(self.weight.dtype).contiguous(), self.weight, self.bias, "gelu", approximate)
 
-    def _save_to_state_dict(self, destination: object, prefix: str, keep_vars: bool) -> None:
-        raise ValueError(f"{prefix}weight is made ready for sampling; load the model anew to train or store it.")
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "InferenceLinear":
+        raise ValueError("the model is made ready for sampling where it is; load it anew to move or convert it.")
 
 
 def _packed_product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none", how: str = "") -> Tensor:

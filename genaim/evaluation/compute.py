@@ -81,14 +81,17 @@ def sampling_flops(
         model: VAR or MAR, not prepared for sampling.
         guided: Whether the null condition is computed too.
         num_steps: Steps of generation, as `samplers.decode` takes them.
-        diffusion_steps: Network evaluations for each token of a diffusion head; None takes the head's own steps.
+        diffusion_steps: Steps for each token of a diffusion head; None takes the head's own. Heun's method for flow
+            evaluates the network twice a step, but once in the last.
 
     Returns:
         Operations of the ``transformer`` with what embeds tokens, of the ``head`` and of the tokenizer's ``decoder``.
 
     Raises:
-        ValueError: If the model is another.
+        ValueError: If the model is another, or enlarges images.
     """
+    if model.low_res_prefix is not None:
+        raise ValueError("the operations of sampling are not known for models that enlarge images.")
     rows = 2 if guided else 1
     if isinstance(model, VAR):
         trunk, head = _var_flops(model)
@@ -113,6 +116,7 @@ def _mar_flops(model: MAR, num_steps: int | None, diffusion_steps: int | None) -
     trunk, head = 0.0, tokens * _products(model.head)
     if isinstance(model.head, DiffusionHead):
         steps = diffusion_steps or model.head.config.diffusion_steps
+        steps = 2 * steps - 1 if model.head.config.objective == "flow" else steps
         once = _products(model.head.net.condition_embed)
         times = _products(model.head.net.time_embed)  # of a time, not of a token
         head = tokens * (once + steps * (_products(model.head) - once - times))

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from itertools import groupby
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -157,12 +158,11 @@ def time_channels(time: Tensor) -> Tensor:
 def chunks(exact: Sequence[bool], size: int) -> list[range]:
     """For every step the run of steps that it is computed with: neighbours alike in ``exact``, at most ``size``."""
     found: list[range] = []
-    for number, kind in enumerate(exact):
-        last = found[-1] if found else range(0)
-        grows = bool(last) and exact[last.start] == kind and len(last) < size
-        new = range(last.start, number + 1) if grows else range(number, number + 1)
-        found = [new if step == last else step for step in found] if grows else found
-        found.append(new)
+    for _, numbers in groupby(range(len(exact)), key=exact.__getitem__):
+        run = list(numbers)
+        for first in range(0, len(run), size):
+            part = run[first : first + size]
+            found += [range(part[0], part[-1] + 1)] * len(part)
     return found
 
 

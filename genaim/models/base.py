@@ -161,6 +161,8 @@ class GenerativeModel(nn.Module, ABC):
 
     guidance_schedule: ClassVar[str] = "constant"
     """Name of the published guidance schedule, in `samplers.guidance`."""
+    prepared: torch.dtype | None = None
+    """The number format that the weights are made ready for, by `samplers.prepare`; None of a model as it is loaded."""
     config: GeneratorConfig
     order: Order
     head: Head

@@ -14,6 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from genaim.config import Config
+from genaim.core.inference import ReadyModule
 
 
 class AutoencoderConfig(Config):
@@ -110,7 +111,7 @@ class Upsample(nn.Module):
         return out
 
 
-class PhaseUpsample(nn.Module):
+class PhaseUpsample(ReadyModule):
     """`Upsample` for inference with 4/9 of its products: pixels that came from one neighbour share one weight.
 
     Each of the four phases of the enlarged grid is a 2x2 convolution of the small one: in a row of repeated pixels
@@ -129,6 +130,7 @@ class PhaseUpsample(nn.Module):
             first, middle, last = kernel.unbind(-1)
             columns = (torch.stack([first, middle + last], -1), torch.stack([first + middle, last], -1))
             for column, phase in enumerate(columns):
+                phase = phase.contiguous(memory_format=torch.channels_last)
                 self.register_buffer(f"weight{row}{column}", phase, persistent=False)
         self.register_buffer("bias", bias.detach(), persistent=False)
 

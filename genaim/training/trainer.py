@@ -143,7 +143,11 @@ class Trainer:
                 self._seconds, rate = before + elapsed, (self.step - first) * c.batch_size / elapsed
                 if self.step % c.log_every == 0 or self.step == c.steps:
                     figures |= {n: (s / k.clamp_min(1)).item() for n, (s, k) in totals.items()}
-                    figures |= {"images_per_second": rate, "seconds": self._seconds, "data_seconds": waited}
+                    figures |= {
+                        "images_per_second": rate,
+                        "seconds": self._seconds,
+                        "data_share_of_seconds": waited / elapsed,
+                    }
                     self._log({f"train/{n}": v for n, v in figures.items()})
                 if main:
                     self.progress.advance(self.step, {"loss": totals["loss"][0].item(), "images/s": rate})

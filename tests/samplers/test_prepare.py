@@ -1,18 +1,22 @@
 """A prepared model draws what it drew before, faster."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import genaim.core.inference
 from apps.bench_plain import plain
 from genaim.core.hardware import autocast
 from genaim.core.noise import NoiseSource
+from genaim.core.transformer import Block
 from genaim.evaluation.cifar import load_cifar_resnet
 from genaim.evaluation.digits import load_digits
 from genaim.evaluation.quality import frechet_distance
 from genaim.heads import SamplingOptions
+from genaim.heads.diffusion import DenoiserBlock
 from genaim.models import GenerativeModel
 from genaim.pretrained import load_generator
 from genaim.tokenizers.autoencoder import PhaseUpsample, Upsample
@@ -70,7 +74,7 @@ def test_half_precision_serves_the_steps_that_bear_it(head: str, steps: int) -> 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_greedy_tokens_of_var_are_those_of_the_plain_way(shared: bool) -> None:
-    """Except where the two best codes nearly tie, which is asserted not to happen here."""
+    """(Rounding could tell other ones where the two best nearly tie; among these few tokens none do.)"""
     model = make_var(shared_adaln=shared)
     with plain(model):
         expected, drawn = tokens_of(model, 3.0, GREEDY), tokens_of(model, 3.0)
@@ -104,11 +108,41 @@ def test_greedy_tokens_of_bundled_models_are_kept(name: str) -> None:
 def test_bfloat16_pictures_stay_near_those_of_float32() -> None:
     """Prepared or not, bfloat16 rounds alike: weights are cast once instead of at every batch."""
     names = torch.arange(8) % 10
-    plain_bf16 = generate(load_generator("mnist-var"), names, dtype=torch.bfloat16)
     model = load_generator("mnist-var")
+    rounded = generate(model, names, dtype=torch.bfloat16)
+    another = generate(model, names, seed=1, dtype=torch.bfloat16)
     prepare(model, torch.bfloat16)
     fast = generate(model, names, dtype=torch.bfloat16)
-    assert (fast - plain_bf16).abs().mean() < 0.1
+    assert (fast - rounded).abs().mean() < 0.2 * (another - rounded).abs().mean()
+
+
+def test_what_cannot_be_prepared_or_done_afterwards_is_refused() -> None:
+    model = make_model("mar", SINGLE_GRID["latents"](), "diffusion")
+    with pytest.raises(ValueError, match=r"prepared for float32 and bfloat16, not for torch\.float16"):
+        prepare(model, torch.float16)
+    with pytest.raises(ValueError, match=r"float32 weights, not of torch\.bfloat16; load it anew"):
+        prepare(make_var().bfloat16())
+    prepare(model, torch.bfloat16)
+    expected = generate(model, LABELS, dtype=torch.bfloat16)
+    assert prepare(model, torch.bfloat16) is None  # once more is once
+    assert generate(model, LABELS, dtype=torch.bfloat16).equal(expected)
+    with pytest.raises(ValueError, match=r"is prepared for torch\.bfloat16, not for torch\.float32; load it anew"):
+        prepare(model)
+    with pytest.raises(ValueError, match=r"is prepared for torch\.bfloat16, not for torch\.float32; pass that"):
+        generate(model, LABELS)
+    for change in (copy.deepcopy, lambda m: m.double(), lambda m: m.state_dict(), lambda m: m.tokenizer.state_dict()):
+        with pytest.raises(ValueError, match="made ready for sampling"):
+            change(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_packed_weights_too(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, an ARM CPU, or an old x86."""
+    monkeypatch.setattr(genaim.core.inference, "can_pack", lambda device, dtype: False)
+    model, other = make_var(), make_var()
+    prepare(other, dtype)
+    with autocast(model.device, dtype):
+        assert tokens_of(other, 2.0).equal(tokens_of(model, 2.0))
 
 
 @torch.no_grad()
@@ -128,6 +162,18 @@ def test_a_missing_compiler_is_told_and_nothing_is_lost(monkeypatch: pytest.Monk
     expected = tokens_of(model, 2.0)
     assert prepare(model, compiled=True) == "no compiler found here"
     assert tokens_of(model, 2.0).equal(expected)
+
+
+@pytest.mark.parametrize("kind", ["var", "mar"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiler_can_trace_a_prepared_model(kind: str, dtype: torch.dtype) -> None:
+    model = make_var() if kind == "var" else make_model("mar", SINGLE_GRID["latents"](), "diffusion")
+    prepare(model, dtype)
+    expected = generate(model, LABELS, dtype=dtype)
+    for module in model.modules():
+        if isinstance(module, Block | DenoiserBlock):
+            module.compile(backend="aot_eager")
+    torch.testing.assert_close(generate(model, LABELS, dtype=dtype), expected, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.slow
