@@ -337,3 +337,28 @@ def test_a_model_that_enlarges_shows_what_it_is_given_above_its_results(root: Pa
     sheet = np.asarray(Image.open(folder / "pictures" / "step-00000003.png"))
     assert sheet.shape[:2] == (2 * 18 + 2, 8 * 18 + 2)
     assert sheet[2, 2].tolist() == tensor_to_levels(low_res[0, :, 0, 0]).tolist() and (sheet[20:36, 2:18] == 255).all()
+
+
+def test_compiled_blocks_learn_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced with their gradients by PyTorch's compiler; code is not generated, which takes longer."""
+    traced = 0
+    inplace = torch.nn.Module.compile
+
+    def compile_quickly(module: torch.nn.Module) -> None:
+        nonlocal traced
+        traced += 1
+        inplace(module, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_quickly)
+    runs = [start(recipe(root, "generator", name=str(c), steps=2, compile=c))[0] for c in (False, True)]
+    if not traced:
+        pytest.skip("torch.compile fails here")
+    plain, compiled = (load_checkpoint(checkpoints(folder)[-1])[0]["weights"] for folder in runs)
+    assert plain.keys() == compiled.keys()
+    for name, expected in plain.items():
+        torch.testing.assert_close(compiled[name], expected, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_what_cannot_be_compiled_is_told(root: Path) -> None:
+    _, progress = start(recipe(root, "tokenizer", steps=1, compile=True))
+    assert any("nothing is compiled" in line and "no part that is compiled" in line for line in progress.lines)
