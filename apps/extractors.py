@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from apps.cache_keys import minor
 from apps.folders import hash_file
 from genaim.core.progress import Progress
 from genaim.data.sources import digest
@@ -57,11 +58,8 @@ class NamedExtractor:
 
     @property
     def cache_key(self) -> str:
-        """Digest of everything that decides the features to the last bit, other than the device.
-
-        Versions count without their last part, which is that of bug fixes: kernels and rounding change with minor ones.
-        """
-        versions = [_minor(torch.__version__), _minor(version("torch-fidelity"))]
+        """Digest of everything that decides the features to the last bit, other than the device."""
+        versions = [minor(torch.__version__), minor(version("torch-fidelity"))]
         return digest(self.record(), self.code, versions)
 
 
@@ -158,7 +156,3 @@ def inception_weights(progress: Progress) -> Path:
             f"Inception weights cannot be downloaded ({error}); give the file of {url} by --weights, or take another "
             f"--extractor, such as {CIFAR}."
         ) from None
-
-
-def _minor(number: str) -> str:
-    return ".".join(number.split(".")[:2])

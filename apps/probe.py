@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from apps.cache_keys import computed_on, minor
 from apps.errors import Stopped
 from apps.folders import make_parent, write_json
 from apps.held_out import row_names
@@ -26,6 +27,7 @@ from apps.splits import Split, data_for, open_split
 from genaim.core.hardware import pick_device, pick_dtype
 from genaim.core.progress import Progress
 from genaim.data import DataConfig
+from genaim.data.sources import digest
 from genaim.evaluation.features import FeatureSource, ModelFeatures, PixelFeatures, layer_name, untrained
 from genaim.evaluation.fine_tuning import fine_tune, tuned_accuracy
 from genaim.evaluation.probe_sweep import LabelledImages, Unit, probed, sweep
@@ -50,6 +52,8 @@ class Images(NamedTuple):
     """To judge on."""
     num_classes: int
     """Classes of both."""
+    content: list[str]
+    """Digests of the pixels and labels to train on, and to judge on."""
 
 
 def probe(
@@ -164,10 +168,11 @@ def size_of(model: Probeable) -> int:
 
 
 def open_images(request: ProbeRequest, image_size: int) -> Images:
-    """Training images, and others to judge on.
+    """Training images, and others to judge on. All are read once for the digests of their content.
 
     Raises:
         ValueError: If they have no classes, or are the same.
+        OSError: If a file cannot be read.
     """
     data = data_for(request.models[0], request.data)
     train = open_split(data, "train", image_size, request.train_count)
@@ -175,12 +180,17 @@ def open_images(request: ProbeRequest, image_size: int) -> Images:
     if classes < 2:
         raise ValueError(f"{train.what}, have {classes} classes; probes need 2 or more, such as sub-folders.")
     test = open_split(data, "val", image_size, request.test_count, train.dataset.class_names)
-    if train.dataset.fingerprint() == test.dataset.fingerprint():
+    same = train.dataset.fingerprint() == test.dataset.fingerprint()  # it may be for equal names and sizes alone
+    if same and len({part.dataset.content(range(len(part.dataset))) for part in (train, test)}) == 1:
         raise ValueError(
             f"the probes would be judged on their own training images, {train.what}; give --data a recipe, a data set "
             "with the splits train and test, or '{train: {...}, val: {...}}'."
         )
-    return Images(data.model_copy(update={"image_size": image_size}), train, test, classes)
+    content = [
+        digest(split.dataset.content(split.indices), split.dataset.labels(split.indices).tolist())
+        for split in (train, test)
+    ]
+    return Images(data.model_copy(update={"image_size": image_size}), train, test, classes, content)
 
 
 def probe_all(
@@ -227,15 +237,14 @@ def decisive(
         features = {"weights": fingerprint(model), "configs": configs}
     return {
         "code": library_code(),
+        "torch": minor(torch.__version__),
         **features,
-        "train": [images.train.dataset.fingerprint(), len(images.train)],
-        "test": [images.test.dataset.fingerprint(), len(images.test)],
+        "images": images.content,
         "augmentation": images.data.model_dump(mode="json", include={"background", "crop", "crop_scale", "flip"}),
         "seed": request.seed,
         "batch_size": request.batch_size,
-        "dtype": request.dtype,
-        "device": device.type,
-        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "dtype": str(pick_dtype(request.dtype, device)),
+        "device": computed_on(device),
     }
 
 

@@ -1,6 +1,5 @@
 """Scores of `genaim evaluate probe` that are kept, a small JSON file for each, so that the same command goes on."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import genaim
+from apps.cache_keys import hash_code
 from apps.folders import read_json, write_json
 from genaim.data.sources import digest
 from genaim.evaluation.probe_protocols import Protocol
@@ -42,5 +42,4 @@ class KeptScores:
 @cache
 def library_code() -> str:
     """Hash of genaim's source files: after an edit of the library, probes are measured anew."""
-    files = sorted(Path(genaim.__path__[0]).rglob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    return hash_code(sorted(Path(genaim.__path__[0]).rglob("*.py")))

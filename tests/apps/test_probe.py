@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -121,6 +122,40 @@ def test_a_killed_run_goes_on_and_ends_as_a_whole_one(genaim, bars, models, monk
     monkeypatch.setattr(probe, "library_code", lambda: "edited")
     assert genaim(*kept).code == 0
     assert len(list(Path("cache").rglob("*.json"))) == 10
+
+
+def test_scores_are_kept_by_content_number_format_and_version(genaim, models, tmp_path, monkeypatch):
+    """An edit that leaves name and size alone is measured anew; a renamed file and another word for a format are not."""
+    colors = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 28, 28, 3), np.uint8)
+    for split, labels in zip(("train", "test"), colors, strict=True):
+        for label, pictures in zip("abc", labels, strict=True):
+            (tmp_path / "set" / split / label).mkdir(parents=True)
+            for number, pixels in enumerate(pictures):
+                Image.fromarray(pixels).save(tmp_path / "set" / split / label / f"{number}.bmp")
+    data = f"{{train: {{path: {tmp_path}/set}}, val: {{path: {tmp_path}/set, split: test}}}}"
+    wanted = ("evaluate", "probe", models["raster"], "--data", data, "--probes", "knn", "--layers", "1")
+
+    def measured(*options: object) -> int:
+        before = len(list(Path("cache").rglob("*.json")))
+        done = genaim(*wanted, "--no-baselines", *options)
+        assert done.code == 0, done.err
+        return len(list(Path("cache").rglob("*.json"))) - before
+
+    assert measured() == 1
+    path = tmp_path / "set" / "test" / "c" / "3.bmp"
+    path = path.rename(path.with_name("9.bmp"))
+    assert measured() == 0
+    size = path.stat().st_size
+    Image.new("RGB", (28, 28), "red").save(path)
+    assert path.stat().st_size == size and measured() == 1
+    (tmp_path / "set" / "test" / "c").rename(tmp_path / "set" / "test" / "b2")
+    (tmp_path / "set" / "train" / "c").rename(tmp_path / "set" / "train" / "b2")
+    assert measured() == 0  # numbers of classes count, not their names
+    fast = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16}
+    monkeypatch.setattr(probe, "pick_dtype", lambda name, device: fast.get(name, torch.float32))
+    assert [measured("--dtype", name) for name in ("auto", "bfloat16", "float32")] == [1, 0, 0]
+    monkeypatch.setattr(torch, "__version__", "9.8.7")
+    assert measured() == 1
 
 
 def test_fine_tuning_has_no_row_of_pixels(genaim, bars, models):
