@@ -39,7 +39,6 @@ from genaim.evaluation.chunks import collect, extract
 from genaim.evaluation.image_sets import CHUNK, ImageSet, num_chunks, size_in_words
 from genaim.evaluation.npz import write_npz
 from genaim.evaluation.quality import PROTOCOLS, Reference, check_count, features_to_statistics, quality
-from genaim.tokenizers import fingerprint
 
 PATIENCE = timedelta(days=7)  # of processes for each other: downloads and figures of the first may take hours
 
@@ -165,12 +164,12 @@ def make_plan(
     """
     with state.main_process_first():  # of several processes one downloads
         extractor = load_extractor(request.extractor, request.weights, device, progress)
-        subject = load_subject(request, device, progress)
+        subject, weights = load_subject(request, device, progress)
     check_same_extractor(extractor, earlier)
     classes = allowed_classes(request, subject)
     size, names = subject_size(subject), numbering(request, subject)
     references = [find_reference(request, given, size, classes, names, extractor) for given in request.references]
-    images, settings = subject_images(request, subject, references, device)
+    images, settings = subject_images(request, subject, weights, references, device)
     # Generated are whole chunks, of which the last may be needed in part.
     count = images.count if settings is None else settings["count"]
     compared = [(images, count)]
@@ -181,7 +180,6 @@ def make_plan(
         check_sizes(images, reference)
         if reference.images is not None:
             check_count(reference.images.count, f"images of '{reference.name}'")
-    weights = None if isinstance(subject, ImageSet) else fingerprint(subject)
     return Plan(extractor, compared, references, settings, weights, device)
 
 

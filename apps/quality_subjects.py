@@ -1,6 +1,5 @@
 """What `genaim evaluate fid` and `rfid` measure: images that a model generates or reconstructs, or that are there."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -12,6 +11,7 @@ from torch import Tensor
 
 import genaim
 import samplers
+from apps.cache_keys import computed_on, hash_code
 from apps.quality_references import LoadedReference, images_of
 from apps.quality_request import QualityRequest
 from apps.request import Settings, resolve
@@ -30,22 +30,23 @@ Subject = GenerativeModel | Tokenizer | ImageSet
 """What is measured: a model, on its device, or images that are there."""
 
 
-def load_subject(request: QualityRequest, device: torch.device, progress: Progress) -> Subject:
-    """The model whose images are measured, or images.
+def load_subject(request: QualityRequest, device: torch.device, progress: Progress) -> tuple[Subject, str | None]:
+    """The model whose images are measured and the fingerprint of its weights, or images and None.
 
     Raises:
         ValueError: If there are none, or the model has other weights than the request says.
     """
     if request.sampling is None:
         assert request.images is not None
-        return images_of(request.images, None)
+        return images_of(request.images, None), None
     model = _load(request.kind, request.sampling.model, device, progress)
-    if request.sampling.weights not in (None, found := fingerprint(model)):
+    weights = fingerprint(model)
+    if request.sampling.weights not in (None, weights):
         raise ValueError(
-            f"model '{request.sampling.model}' has weights {found}, but the record was made with "
+            f"model '{request.sampling.model}' has weights {weights}, but the record was made with "
             f"{request.sampling.weights}."
         )
-    return model
+    return model, weights
 
 
 def _load(kind: str, name: str, device: torch.device, progress: Progress) -> GenerativeModel | Tokenizer:
@@ -97,27 +98,35 @@ def allowed_classes(request: QualityRequest, model: Subject) -> list[int] | None
 def subject_images(
     request: QualityRequest,
     model: Subject,
+    weights: str | None,
     references: Sequence[LoadedReference],
     device: torch.device,
 ) -> tuple[ImageSet, Settings | None]:
     """The images that are measured, and the settings that they are sampled with; None where nothing is.
+
+    Args:
+        request: What is asked for.
+        model: A generator, a tokenizer, or images that are there.
+        weights: Fingerprint of the model.
+        references: What the images are compared with.
+        device: Where the model is.
 
     Raises:
         ValueError: If there is nothing to reconstruct, or the request does not fit the model.
     """
     if isinstance(model, ImageSet):
         return model, None
-    assert request.sampling is not None
+    assert request.sampling is not None and weights is not None
     name = Path(request.sampling.model).name
     if not isinstance(model, GenerativeModel):
         source = references[0].images
         if source is None or len(references) > 1:
             raise ValueError("a tokenizer reconstructs the images of one --reference, which must hold images.")
-        identity = digest(fingerprint(model), model.config.model_dump(mode="json"), generating_code())
+        identity = digest(weights, model.config.model_dump(mode="json"), made_by(device))
         return reconstructed(f"{name}, reconstructed", source, model, identity, device), None
     dtype = pick_dtype(request.sampling.dtype, device)
     sampling = replace(request.sampling, classes=(), batch_size=CHUNK)
-    settings = resolve(sampling, model.config, fingerprint(model), device, dtype)
+    settings = resolve(sampling, model.config, weights, device, dtype)
     labels, rule = all_labels(request, model, references)
     options = SamplingOptions(**settings["options"])
 
@@ -141,17 +150,22 @@ def subject_images(
     # Without the count and what follows from it: more images continue those that there are.
     decisive = {k: v for k, v in settings.items() if k not in ("count", "labels", "names", "batch_size", "model")}
     configs = [model.config.model_dump(mode="json"), model.tokenizer.config.model_dump(mode="json")]
-    threads = torch.get_num_threads() if device.type == "cpu" else None
-    key = digest("generated", configs, decisive, rule, generating_code(), threads)
+    key = digest("generated", configs, decisive, rule, made_by(device))
     return generated(name, key, labels, model.tokenizer.image_size, sample), settings
 
 
+def made_by(device: torch.device) -> tuple[str, tuple[str, int | None]]:
+    """What decides the pixels that a model makes, beside the model and what it is asked for; JSON-able."""
+    return pixel_code(), computed_on(device)
+
+
 @cache
-def generating_code() -> str:
-    """Hash of the source files that models are made of and sampled by: after an edit there, images are drawn anew."""
-    rooms = [Path(genaim.__path__[0]) / room for room in ("core", "heads", "models", "tokenizers")]
-    files = [path for room in (*rooms, Path(samplers.__path__[0])) for path in sorted(room.glob("*.py"))]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+def pixel_code() -> str:
+    """Hash of the source files that models are made of and sampled by, and that make 8-bit pixels of what they give."""
+    package = Path(genaim.__path__[0])
+    rooms = [*(package / room for room in ("core", "heads", "models", "tokenizers")), Path(samplers.__path__[0])]
+    files = [path for room in rooms for path in sorted(room.glob("*.py"))]
+    return hash_code([*files, package / "data/transforms.py", package / "evaluation/image_sets.py", Path(__file__)])
 
 
 def all_labels(

@@ -12,6 +12,12 @@ from apps.quality_request import QualityRequest, request_from_dict
 from genaim.data.sources import digest
 
 Figures = Mapping[str, Mapping[str, Any]]
+OTHER_IMAGES = {
+    "files": "have other content",
+    "fid": "are made with other labels, settings or code, another config of the model, number of threads or device",
+    "rfid": "are made with other code, another config of the tokenizer, number of threads or device",
+}
+"""What the digest of images tells where it has changed, by what they are; models of other weights are refused."""
 
 
 def replay(
@@ -70,9 +76,10 @@ def compared(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         return ["all figures are those of the record"]
     old, new = before["figures"][0], now["figures"][0]  # later rows are of the same images, or of a floor
     if old["images_digest"] != new["images_digest"]:
-        of_files = before["request"]["sampling"] is None
-        how = "have other content" if of_files else "are made by other code, number of threads or device"
-        changed.append(f"the images '{new['images']}' {how} now")
+        kind = "files" if before["request"]["sampling"] is None else before["request"]["kind"]
+        # Reconstructions of other images are others; whether for that alone their digests do not tell.
+        if kind != "rfid" or old["reference_digest"] == new["reference_digest"]:
+            changed.append(f"the images '{new['images']}' {OTHER_IMAGES[kind]} now")
     return [*told, *changed, *(f"possible reason: {reason}" for reason in reasons(before, now))]
 
 

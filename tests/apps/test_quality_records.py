@@ -17,9 +17,11 @@ from PIL import Image
 pytest.importorskip("torch_fidelity")
 
 from apps import quality
+from apps import quality_subjects as subjects
 from apps.extractors import NamedExtractor, load_extractor
 from apps.quality_record import figure_in_words
-from apps.replay import compared
+from apps.quality_subjects import pixel_code
+from apps.replay import OTHER_IMAGES, compared
 from genaim.core.progress import SilentProgress
 from genaim.models.aim import AIM, AIMConfig
 from genaim.pretrained import save_model
@@ -102,7 +104,7 @@ def test_an_edit_of_the_same_size_is_measured_anew_and_told_by_a_replay(genaim, 
 def test_a_replay_tells_differences_of_figures_and_their_possible_reasons():
     row = {"images": "a", "reference": "b", "images_digest": "1", "reference_digest": "2"}
     fid, kid = {"value": 1.0, "error": 0.1}, {"value": 0.5, "error": None}
-    rest = {"request": {"sampling": {}}, "libraries": {"torch": "2.10"}, "machine": {"device": "cpu", "threads": 1}}
+    rest = {"request": {"kind": "fid", "sampling": {}}, "libraries": {"torch": "2.10"}, "machine": {"device": "cpu", "threads": 1}}
     before = rest | {"figures": [row | {"figures": {"fid": fid}}]}
     changed = {"libraries": {"torch": "2.11"}, "machine": {"device": "cuda", "threads": 1}}
     now = rest | changed | {"figures": [row | {"figures": {"fid": fid | {"error": 0.2}, "kid": kid}}]}
@@ -114,9 +116,56 @@ def test_a_replay_tells_differences_of_figures_and_their_possible_reasons():
     ]
     assert compared(before, before | changed) == ["all figures are those of the record"]
     drawn = now | {"figures": [row | {"figures": {"fid": kid}, "images_digest": "3"}]}
-    assert "the images 'a' are made by other code, number of threads or device now" in compared(before, drawn)
+    assert f"the images 'a' {OTHER_IMAGES['fid']} now" in compared(before, drawn)
     files = {"request": {"sampling": None}, "figures": [row | {"figures": {"fid": kid}, "images_digest": "3"}]}
     assert "the images 'a' have other content now" in compared(before | {"request": {"sampling": None}}, now | files)
+
+
+def test_a_replay_blames_the_reference_alone_for_reconstructions_of_it(
+    genaim, unconditional, photos, options, tmp_path, monkeypatch
+):
+    shutil.copytree(photos, tmp_path / "mine")
+    given = [tmp_path / "mine" if option == photos else option for option in options]
+    assert genaim("evaluate", "rfid", "--model", unconditional, *given, "--out", "first").code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("apps.quality_subjects.pixel_code", lambda: "edited")
+        edited = genaim("evaluate", "replay", "first", "--out", "second")
+    assert "all figures are those of the record" in edited.out
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "mine" / "Cat" / "00.png")
+    again = genaim("evaluate", "replay", "first")
+    assert again.code == 0 and "\nthe reference 'mine' has other content now" in again.out and "fid was" in again.out
+    assert "reconstructed' are made" not in again.out
+    before, now = record("first"), json.loads(Path("second/record.json").read_text())
+    assert before["figures"][0]["images_digest"] != now["figures"][0]["images_digest"]
+    now["figures"][0]["figures"]["fid"]["value"] += 1
+    told = [line for line in compared(before, now) if "reconstructed' are made" in line]
+    assert told == [f"the images '{unconditional.name}, reconstructed' {OTHER_IMAGES['rfid']} now"]
+
+
+@pytest.mark.parametrize("kind", ["fid", "rfid"])
+def test_threads_and_code_decide_pixels(genaim, model, options, monkeypatch, kind):
+    """Those of a generator and of a tokenizer; the model is hashed once."""
+    hashed: list[object] = []
+    count = subjects.fingerprint
+    monkeypatch.setattr(subjects, "fingerprint", lambda module: hashed.append(module) or count(module))
+
+    def images_digest(out: str) -> str:
+        hashed.clear()
+        amount = ["-n", 12] if kind == "fid" else []
+        done = genaim("evaluate", kind, "--model", model, *amount, *options, "--out", out)
+        assert done.code == 0 and len(hashed) == 1, done.err
+        return str(record(out)["figures"][0]["images_digest"])
+
+    found = {images_digest("first")}
+    monkeypatch.setattr("apps.cache_keys.torch.get_num_threads", lambda: 77)
+    found.add(images_digest("threads"))
+    read = Path.read_bytes
+    for name in ("transforms.py", "image_sets.py"):
+        monkeypatch.setattr(Path, "read_bytes", lambda p, name=name: read(p) + (b"#" if p.name == name else b""))
+        pixel_code.cache_clear()
+        found.add(images_digest(name))
+    pixel_code.cache_clear()
+    assert len(found) == 4
 
 
 def test_what_decides_features_is_in_their_key(tmp_path, cifar_weights):
