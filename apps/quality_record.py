@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
+from pydantic import model_validator
 
 from apps.extractors import NamedExtractor
 from apps.folders import file_written_whole, read_json, write_text
@@ -17,6 +18,7 @@ from apps.request import Settings
 from apps.sample import libraries, machine
 from apps.sample import write_record as write_lines
 from apps.tables import markdown_table
+from genaim.config import Config
 from genaim.data.sources import digest
 from genaim.evaluation.chunks import pictures
 from genaim.evaluation.image_sets import CHUNK, num_chunks
@@ -33,6 +35,15 @@ HEADINGS = {
     "recall": "recall",
     "inception_score": "Inception score",
 }
+ADVICE = {
+    "name": "the record was edited, measure again",
+    "weights": "give that one by --weights",
+    "config": "restore the config.json beside its weights",
+    "code": "restore its source files",
+    "layer": "install the libraries that the record names",
+    "logits": "install the libraries that the record names",
+}
+"""What to do where a replay finds another extractor, by what differs in `NamedExtractor.record`."""
 SCALES = {"kid": 1000.0}
 
 
@@ -54,6 +65,42 @@ class Row(NamedTuple):
     """Of the content of its images, or of its statistics."""
     reference_kind: Literal["images", "statistics"]
     figures: dict[str, Figure]
+
+
+class RecordedExtractor(Config):
+    """What a record tells of an extractor, see `NamedExtractor.record`."""
+
+    name: str
+    weights: str
+    config: str | None
+    code: str | None
+    layer: str
+    logits: str | None
+
+
+class Record(Config):
+    """What ``record.json`` must hold for a replay."""
+
+    format: str
+    command: str
+    request: QualityRequest
+    weights: str | None
+    settings: dict[str, Any] | None
+    extractor: RecordedExtractor
+    inception_score_splits: int
+    figures: list[Row]
+    notes: list[str]
+    libraries: dict[str, str]
+    machine: dict[str, str | int]
+
+    @model_validator(mode="after")
+    def _rows_of_the_request(self) -> "Record":
+        wanted = len(self.request.references) * (2 if self.request.floor else 1)
+        if len(self.figures) != wanted:
+            raise ValueError(f"key 'figures' has {len(self.figures)} rows, and key 'request' asks for {wanted}")
+        if not all(row.figures for row in self.figures):
+            raise ValueError("key 'figures' has a row without figures")
+        return self
 
 
 def make_record(
@@ -89,11 +136,16 @@ def make_record(
         "settings": settings,
         "extractor": extractor.record(),
         "inception_score_splits": SPLITS,
-        "figures": [row._asdict() | {"figures": {k: v._asdict() for k, v in row.figures.items()}} for row in rows],
+        "figures": rows_to_dicts(rows),
         "notes": list(notes),
         "libraries": libraries() | {"torch-fidelity": version("torch-fidelity")},
         "machine": machine(device) | {"device": device},
     }
+
+
+def rows_to_dicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """JSON-able."""
+    return [row._asdict() | {"figures": {name: found._asdict() for name, found in row.figures.items()}} for row in rows]
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -119,9 +171,8 @@ def check_same_extractor(extractor: NamedExtractor, earlier: Mapping[str, Any] |
         return
     for what, now in extractor.record().items():
         if now != (before := earlier["extractor"].get(what)):
-            advice = "restore its source files" if what == "code" else "give that one by --weights"
             raise ValueError(
-                f"extractor '{extractor.name}' has {what} {now}, but the record was made with {before}; {advice}."
+                f"extractor '{extractor.name}' has {what} {now}, but the record was made with {before}; {ADVICE[what]}."
             )
 
 
@@ -202,12 +253,13 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     shown = [name for name in HEADINGS if any(name in row["figures"] for row in rows)]
     lines = []
     for row in rows:
-        cells = [f"{row['images']}, {row['images_count']:,}", _reference_in_words(row)]
+        cells = [f"{row['images']}, {row['images_count']:,}", reference_in_words(row)]
         lines.append(cells + [figure_in_words(name, row["figures"].get(name)) for name in shown])
     return markdown_table(["images", "reference", *(HEADINGS[name] for name in shown)], lines)
 
 
-def _reference_in_words(row: dict[str, Any]) -> str:
+def reference_in_words(row: Mapping[str, Any]) -> str:
+    """Name and number of images, as ``photos, 30 images`` or ``ref.npz, statistics of 30``."""
     count = "" if row["reference_count"] is None else f"{row['reference_count']:,}"
     if row["reference_kind"] == "statistics":
         return f"{row['reference']}, statistics" + (f" of {count}" if count else "")

@@ -105,16 +105,8 @@ def _with_whole_paths(value: Any) -> Any:
 
 
 def request_to_dict(request: QualityRequest) -> dict[str, Any]:
-    """JSON-able, for `request_from_dict`."""
+    """JSON-able; a record is read back by `apps.quality_record.Record`."""
     values = {f.name: getattr(request, f.name) for f in fields(request)}
     if (sampling := request.sampling) is not None:
         values["sampling"] = {f.name: getattr(sampling, f.name) for f in fields(sampling) if f.name not in NOT_OURS}
     return values
-
-
-def request_from_dict(values: dict[str, Any]) -> QualityRequest:
-    """The request of a record."""
-    sampling = values.get("sampling")
-    if sampling is not None:
-        sampling = SampleRequest(**{**sampling, "classes": tuple(sampling["classes"])})
-    return QualityRequest(**{**values, "sampling": sampling, "references": tuple(values["references"])})

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from apps.quality import evaluate_quality
-from apps.quality_record import changed_references, read_record
-from apps.quality_request import QualityRequest, request_from_dict
+from apps.quality_record import Record, changed_references, read_record, rows_to_dicts
+from apps.quality_request import QualityRequest
+from genaim.config import validate
 from genaim.data.sources import digest
 
 Figures = Mapping[str, Mapping[str, Any]]
@@ -37,16 +38,12 @@ def replay(
         command: The command line that is run.
 
     Raises:
-        ValueError: If it is no record, or the model or the extractor are others now.
+        ValueError: If it is no whole record, or the model or the extractor are others now.
     """
     record = read_record(path)
-    try:
-        request = _request(record, weights, device)
-        rows = record["figures"]
-        assert all(row["reference_digest"] and row["images_digest"] and row["figures"] for row in rows)
-        assert record["extractor"]["name"] and record["libraries"] and record["machine"]
-    except (KeyError, TypeError, AssertionError) as error:
-        raise ValueError(f"'{path}' is not a whole record: {error or 'a part'} is missing or wrong.") from None
+    whole = validate(Record, record, f"record '{path}'")
+    request = _request(whole, weights, device)
+    record["figures"] = rows_to_dicts(whole.figures)
     name = digest(record["request"])[:6]
     own = cache / f"replay-{name}"
     found = evaluate_quality(
@@ -57,10 +54,10 @@ def replay(
         shutil.rmtree(own)
 
 
-def _request(record: dict[str, Any], weights: str | None, device: str | None) -> QualityRequest:
-    request = request_from_dict(record["request"])
+def _request(record: Record, weights: str | None, device: str | None) -> QualityRequest:
+    request = record.request
     if request.sampling is not None:
-        request = replace(request, sampling=replace(request.sampling, weights=record["weights"]))
+        request = replace(request, sampling=replace(request.sampling, weights=record.weights))
     return replace(request, weights=weights or request.weights, device=device or request.device)
 
 

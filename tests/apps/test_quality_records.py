@@ -104,7 +104,11 @@ def test_an_edit_of_the_same_size_is_measured_anew_and_told_by_a_replay(genaim, 
 def test_a_replay_tells_differences_of_figures_and_their_possible_reasons():
     row = {"images": "a", "reference": "b", "images_digest": "1", "reference_digest": "2"}
     fid, kid = {"value": 1.0, "error": 0.1}, {"value": 0.5, "error": None}
-    rest = {"request": {"kind": "fid", "sampling": {}}, "libraries": {"torch": "2.10"}, "machine": {"device": "cpu", "threads": 1}}
+    rest = {
+        "request": {"kind": "fid", "sampling": {}},
+        "libraries": {"torch": "2.10"},
+        "machine": {"device": "cpu", "threads": 1},
+    }
     before = rest | {"figures": [row | {"figures": {"fid": fid}}]}
     changed = {"libraries": {"torch": "2.11"}, "machine": {"device": "cuda", "threads": 1}}
     now = rest | changed | {"figures": [row | {"figures": {"fid": fid | {"error": 0.2}, "kid": kid}}]}
@@ -140,6 +144,35 @@ def test_a_replay_blames_the_reference_alone_for_reconstructions_of_it(
     now["figures"][0]["figures"]["fid"]["value"] += 1
     told = [line for line in compared(before, now) if "reconstructed' are made" in line]
     assert told == [f"the images '{unconditional.name}, reconstructed' {OTHER_IMAGES['rfid']} now"]
+
+
+def test_a_broken_record_is_one_line_before_anything_is_measured(genaim, photos, options, monkeypatch):
+    assert genaim("evaluate", "fid", "--images", photos, *options, "--out", "first").code == 0
+    whole = record("first")
+    monkeypatch.setattr("apps.replay.evaluate_quality", lambda *a, **k: pytest.fail("measured"))
+    (row,) = whole["figures"]
+    for changed, told in (
+        ({"request": [1]}, "key 'request'"),
+        ({"request": whole["request"] | {"preset": 3}}, "key 'request.preset'"),
+        ({"request": whole["request"] | {"colour": 3}}, "key 'request.colour': Unexpected"),
+        ({"request": whole["request"] | {"sampling": "tiny"}}, "key 'request.sampling'"),
+        ({"machine": [1]}, "key 'machine'"),
+        ({"libraries": {"torch": None}}, "key 'libraries.torch'"),
+        ({"extractor": "inception"}, "key 'extractor'"),
+        ({"figures": []}, "key 'figures' has 0 rows, and key 'request' asks for 1"),
+        ({"figures": [row, row]}, "key 'figures' has 2 rows, and key 'request' asks for 1"),
+        ({"figures": ["fid"]}, "key 'figures.0'"),
+        ({"figures": [row | {"figures": {"fid": 1}}]}, "key 'figures.0.figures.fid'"),
+        ({"figures": [row | {"figures": {"fid": {"value": "low"}}}]}, "key 'figures.0.figures.fid.value'"),
+        ({"figures": [row | {"figures": {}}]}, "key 'figures' has a row without figures"),
+        ({"figures": [{k: v for k, v in row.items() if k != "reference_digest"}]}, "key 'figures.0.reference_digest'"),
+    ):
+        Path("broken.json").write_text(json.dumps(whole | changed))
+        done = genaim("evaluate", "replay", "broken.json")
+        assert (done.code, done.err.count("\n")) == (2, 1), done.err
+        assert done.err.startswith("error: record 'broken.json': ") and told in done.err, done.err
+    Path("part.json").write_text(json.dumps({k: v for k, v in whole.items() if k != "machine"}))
+    assert "key 'machine': Field required" in genaim("evaluate", "replay", "part.json").err
 
 
 @pytest.mark.parametrize("kind", ["fid", "rfid"])
