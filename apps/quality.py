@@ -36,7 +36,7 @@ from genaim.core.hardware import pick_device
 from genaim.core.progress import Progress
 from genaim.data.sources import digest
 from genaim.evaluation.chunks import collect, extract
-from genaim.evaluation.image_sets import CHUNK, ImageSet, num_chunks, size_in_words
+from genaim.evaluation.image_sets import ImageSet, size_in_words
 from genaim.evaluation.npz import write_npz
 from genaim.evaluation.quality import PROTOCOLS, Reference, check_count, features_to_statistics, quality
 
@@ -200,14 +200,10 @@ def extract_all(
         cache: Where they are kept.
         state: The processes that share the work.
         device: Where this process computes.
-        progress: Told what there is to do, before it begins.
+        progress: Told of every set what of it is to compute.
         kept: Images that are kept beside their features.
     """
     folders = {features_folder(cache, images, extractor, device): images for images in sets}
-    for folder, images in folders.items():
-        there = len(list(folder.glob("*.safetensors")))
-        chunks = f"{there:,} of {num_chunks(images.count):,} chunks of {CHUNK} done"
-        progress.say(f"{images.name}: {images.count:,} images, {chunks}")
     for folder, images in folders.items():
         extract(
             images,

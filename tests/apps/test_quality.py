@@ -50,6 +50,11 @@ def test_more_images_continue_those_that_there_are(genaim, model, options):
     assert len(list(Path("cache").rglob("*.safetensors"))) == len(files) + 1
     row = record("more")["figures"][0]
     assert row["images_count"] == 70
+    fewer = ["evaluate", "fid", "--model", model, "-n", 20, "--seed", 0, *options]
+    done = genaim(*fewer, "--out", "fewer")
+    assert done.code == 0 and "chunk" not in done.err  # all that is wanted is there
+    done = genaim(*fewer, "--out", "kept", "--save", "npz")
+    assert done.code == 0 and "1 of 1 chunks" in done.err  # but for the pictures
 
 
 def test_killed_and_shared_evaluations_give_the_same_figures(genaim, model, options, monkeypatch):
