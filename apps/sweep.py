@@ -1,6 +1,7 @@
 """`genaim evaluate sweep`: figures over a grid of sampling settings, with the best one marked."""
 
 import itertools
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from apps.folders import write_json, write_text
 from apps.plots import need_matplotlib, new_figure, write_figure
 from apps.progress import make_progress
 from apps.quality import evaluate_quality
-from apps.quality_record import HEADINGS, SCALES, figure_in_words
+from apps.quality_record import HEADINGS, SCALES, figure_in_words, reference_in_words
 from apps.quality_request import QualityRequest
 from apps.tables import markdown_table
 from genaim.evaluation.quality import PROTOCOLS
@@ -108,14 +109,22 @@ def read_grid(given: Mapping[str, Sequence[str] | None]) -> dict[str, list[float
 
 
 def check(grid: Mapping[str, Sequence[float]], best_by: str) -> None:
-    """Raises ValueError if there is nothing to try, or no such figure."""
+    """Raises ValueError if there is nothing to try, a number that cannot be one of a grid, or no such figure."""
     if not grid or any(not values for values in grid.values()):
         raise ValueError("there is nothing to sweep; give values, such as --guidance 1,2,4 or --temperature 0.8,1.")
     for name, values in grid.items():
+        written = [f"{value:g}" for value in values]
+        if not all(math.isfinite(value) for value in values):
+            raise ValueError(f"--{name} is {','.join(written)}; give finite numbers.")
         if len(set(values)) < len(values):
             raise ValueError(f"--{name} has a value twice; give each once.")
+        if (twice := next((text for text in written if written.count(text) > 1), None)) is not None:
+            raise ValueError(
+                f"--{name} has two values that folders and tables write as {twice}; give values that differ in six "
+                "digits."
+            )
         if name == "steps" and any(value != int(value) or value < 1 for value in values):
-            raise ValueError(f"--steps is {','.join(f'{value:g}' for value in values)}; give whole numbers from 1 on.")
+            raise ValueError(f"--steps is {','.join(written)}; give whole numbers from 1 on.")
         if name == "temperature" and min(values) < 0:
             raise ValueError(f"--temperature has {min(values):g}; it must be 0 or more.")
     if best_by not in HEADINGS:
@@ -148,11 +157,10 @@ def in_markdown(points: Sequence[dict[str, Any]], best: int, best_by: str) -> li
 def circumstances(record: Mapping[str, Any]) -> list[str]:
     """What all points have in common, as lines of Markdown, from the record of one of them."""
     row, extractor = record["figures"][0], record["extractor"]
-    number = "its statistics" if row["reference_count"] is None else f"{row['reference_count']:,} images"
     others = len({figures["reference"] for figures in record["figures"]}) > 1
     lines = [
         f"- model: {row['images']}, weights {record['weights']}; {row['images_count']:,} images of each point",
-        f"- reference: {row['reference']}, {number}" + ("; those of the others are in the records" if others else ""),
+        f"- reference: {reference_in_words(row)}" + ("; those of the others are in the records" if others else ""),
         f"- features: {extractor['name']}, weights {extractor['weights']}",
     ]
     errors = [

@@ -180,7 +180,7 @@ def test_a_sweep_marks_the_best_point(genaim, model, options):
     text = (folder / "sweep.md").read_text()
     assert text.startswith("# Sweep\n\n    genaim ") and found["command"] in text
     assert "model: tiny, weights " in text and "; 12 images of each point" in text
-    assert "reference: photos, 30 images\n" in text and "features: cifar-resnet56, weights " in text
+    assert "reference: photos, 30\n" in text and "features: cifar-resnet56, weights " in text
     rows = [line for line in text.splitlines() if line.startswith("| **")]
     assert len(rows) == 1 and f"**{min(values):.4g}**" in rows[0]
     assert Image.open(folder / "sweep.png").size[0] > 500
@@ -208,6 +208,23 @@ def test_a_sweep_by_a_figure_that_is_not_measured_ends_at_the_first_point(genaim
     refused = genaim(*wanted, "--best-by", "recall", "--out", "points")
     assert refused.code == 2 and "--best-by recall is not among the figures of this measurement: fid" in refused.err
     assert [path.name for path in Path("points").iterdir()] == ["guidance1"]
+
+
+@pytest.mark.parametrize(
+    ("axis", "values", "told"),
+    [
+        ("steps", "inf", "--steps is inf; give finite numbers"),
+        ("steps", "4,nan", "--steps is 4,nan; give finite numbers"),
+        ("steps", "1.5", "--steps is 1.5; give whole numbers from 1 on"),
+        ("guidance", "1,-inf", "--guidance is 1,-inf; give finite numbers"),
+        ("guidance", "1.0000001,1.0000002", "--guidance has two values that folders and tables write as 1;"),
+        ("temperature", "1,1.0", "--temperature has a value twice"),
+    ],
+)
+def test_a_grid_is_refused_before_its_first_point(genaim, model, options, axis, values, told):
+    done = genaim("evaluate", "sweep", "--model", model, f"--{axis}", values, "-n", 12, *options)
+    assert (done.code, done.err.count("\n")) == (2, 1) and told in done.err, done.err
+    assert not list(Path().iterdir())
 
 
 BAD = {
