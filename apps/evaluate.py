@@ -140,8 +140,8 @@ ExtractorName = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="Feature extractor: inception-v3-compat, cifar-resnet56, encoder (--weights FOLDER), any other name in "
-        "torch-fidelity's registry, or MODULE:CLASS.",
+        help="Feature extractor: inception-v3-compat, cifar-resnet56, encoder (--weights FOLDER), torch-fidelity's "
+        "vgg16 and clip-... (--weights FILE), or your own as MODULE:CLASS.",
     ),
 ]
 Weights = Annotated[

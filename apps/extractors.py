@@ -90,15 +90,10 @@ def load_extractor(name: str, weights: str | None, device: torch.device, progres
 def _make(name: str, device: torch.device, path: Path | None, arguments: dict[str, Any]) -> Extractor:
     try:
         return make_extractor(name, device, **arguments)
-    except NotImplementedError:  # what torch-fidelity's DINOv2 makes of a weights file
-        raise ValueError(f"extractor '{name}' takes no weights file; {_OWN_CLASS}.") from None
     except RuntimeError as error:
         if path is None:
             raise
         raise ValueError(f"'{path}' does not hold weights of '{name}': {' '.join(str(error).split())[:150]}") from None
-
-
-_OWN_CLASS = "take another --extractor, or a class of yours as MODULE:CLASS"
 
 
 def find_weights(name: str, given: str | None, progress: Progress) -> Path | None:
@@ -116,7 +111,10 @@ def find_weights(name: str, given: str | None, progress: Progress) -> Path | Non
     if name == INCEPTION:
         path = path or inception_weights(progress)
     elif name.startswith("dinov2-"):
-        raise ValueError(f"extractor '{name}' of torch-fidelity downloads code and weights unchecked; {_OWN_CLASS}.")
+        raise ValueError(
+            f"extractor '{name}' of torch-fidelity downloads code and weights unchecked; take another --extractor, or "
+            "a class of yours as MODULE:CLASS."
+        )
     elif name.startswith("clip-"):
         return _published_clip(name, path)
     elif path is None and name == "vgg16":
