@@ -259,7 +259,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def reference_in_words(row: Mapping[str, Any]) -> str:
-    """Name and number of images, as ``photos, 30 images`` or ``ref.npz, statistics of 30``."""
+    """Name and number of images, as ``photos, 30`` or ``ref.npz, statistics of 30``."""
     count = "" if row["reference_count"] is None else f"{row['reference_count']:,}"
     if row["reference_kind"] == "statistics":
         return f"{row['reference']}, statistics" + (f" of {count}" if count else "")

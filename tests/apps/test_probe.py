@@ -125,7 +125,7 @@ def test_a_killed_run_goes_on_and_ends_as_a_whole_one(genaim, bars, models, monk
 
 
 def test_scores_are_kept_by_content_number_format_and_version(genaim, models, tmp_path, monkeypatch):
-    """An edit that leaves name and size alone is measured anew; a renamed file and another word for a format are not."""
+    """An edit that leaves name and size alone is measured anew; a renamed file or another word for a format is not."""
     colors = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 28, 28, 3), np.uint8)
     for split, labels in zip(("train", "test"), colors, strict=True):
         for label, pictures in zip("abc", labels, strict=True):

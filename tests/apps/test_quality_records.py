@@ -19,9 +19,10 @@ pytest.importorskip("torch_fidelity")
 from apps import quality
 from apps import quality_subjects as subjects
 from apps.extractors import NamedExtractor, load_extractor
-from apps.quality_record import figure_in_words
+from apps.quality_record import check_same_extractor, figure_in_words
 from apps.quality_subjects import pixel_code
 from apps.replay import OTHER_IMAGES, compared
+from apps.sweep import circumstances
 from genaim.core.progress import SilentProgress
 from genaim.models.aim import AIM, AIMConfig
 from genaim.pretrained import save_model
@@ -216,6 +217,28 @@ def test_what_decides_features_is_in_their_key(tmp_path, cifar_weights):
         found.append(load_extractor("encoder", str(tmp_path / str(heads)), CPU, SilentProgress()))
     assert found[0].weights == found[1].weights
     assert found[0].identity != found[1].identity and found[0].cache_key != found[1].cache_key
+
+
+def test_another_extractor_is_refused_with_what_helps(tmp_path, cifar_weights):
+    named = load_extractor("cifar-resnet56", str(cifar_weights), CPU, SilentProgress())
+    check_same_extractor(named, {"extractor": named.record()})
+    helps = {
+        "weights": "by --weights",
+        "config": "config.json",
+        "code": "source files",
+        "layer": "libraries",
+        "logits": "libraries",
+    }
+    for what, advice in helps.items():
+        with pytest.raises(ValueError, match=f"has {what} .* made with other; .*{advice}"):
+            check_same_extractor(named, {"extractor": named.record() | {what: "other"}})
+
+
+def test_a_sweep_says_when_its_reference_is_statistics():
+    row = {"images": "tiny", "images_count": 12, "figures": {}, "reference": "ref.npz", "reference_kind": "statistics"}
+    rest = {"weights": "0", "extractor": {"name": "e", "weights": "1"}}
+    for count, told in ((1000, "ref.npz, statistics of 1,000"), (None, "ref.npz, statistics")):
+        assert circumstances({"figures": [row | {"reference_count": count}]} | rest)[1] == f"- reference: {told}"
 
 
 NEED_WEIGHTS = {
