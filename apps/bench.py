@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,11 +17,12 @@ from rich.table import Table
 
 from apps.bench_cases import PRESETS, Row, measure
 from apps.bench_machine import ceilings, describe
-from apps.folders import write_json
+from apps.folders import make_parent, write_json
 from apps.progress import make_progress
 from apps.tables import markdown_table
 from genaim.config import nearest
 from genaim.core.hardware import pick_device
+from genaim.core.progress import Progress
 from genaim.pretrained.names import locate
 
 COUNT = 16
@@ -48,6 +50,10 @@ def bench(preset: str, *, model: str, repeats: int, device: str, compiled: bool,
     if compiled and preset == START:
         raise ValueError(f"--compile needs a --preset that samples published models: {', '.join(PRESETS)}.")
     locate(model, "generator")
+    if report is not None:
+        make_parent(report)
+    if preset == "gpu" and pick_device(device).type == "cpu":
+        raise ValueError("--preset gpu is for a GPU, and there is none here; take --preset cpu, or tiny.")
     progress, where, began = make_progress(sys.stderr), pick_device(device), time.perf_counter()
     progress.say(f"start-up and {COUNT} images of {model}, {repeats} times")
     starts = start_up(model, repeats)
@@ -56,8 +62,9 @@ def bench(preset: str, *, model: str, repeats: int, device: str, compiled: bool,
     if preset != START:
         progress.say("ceilings of the machine")
         limits = ceilings(where)
-        for case in PRESETS[preset]:
-            rows += measure(case, where, compiled, progress.say)
+        for number, case in enumerate(PRESETS[preset], 1):
+            say = partial(_say, progress, f"{number} of {len(PRESETS[preset])}: ")
+            rows += measure(case, where, compiled, say)
     machine = describe(where)
     print_tables(starts, limits, rows, machine)
     print(f"\nmeasured in {(time.perf_counter() - began) / 60:.1f} minutes")
@@ -72,6 +79,10 @@ def bench(preset: str, *, model: str, repeats: int, device: str, compiled: bool,
             "rows": [asdict(row) for row in rows],
         }
         write_json(report, figures)
+
+
+def _say(progress: Progress, before: str, text: str) -> None:
+    progress.say(before + text)
 
 
 def start_up(model: str, repeats: int) -> dict[str, float]:

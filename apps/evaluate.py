@@ -11,8 +11,15 @@ from apps import options
 evaluate = typer.Typer(
     help="Measure models: the quality of what they generate, how likely they find images, what their features know.",
     context_settings={"help_option_names": ["-h", "--help"]},
-    no_args_is_help=True,
+    invoke_without_command=True,
 )
+
+
+@evaluate.callback()
+def _root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
 
 AModel = Annotated[str, typer.Argument(metavar="MODEL", help="Bundled or official model, model folder or run folder.")]
 Data = Annotated[

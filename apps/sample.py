@@ -107,7 +107,7 @@ def load_for(request: SampleRequest, progress: Progress, *, compiled: bool = Fal
     if reason is not None:
         progress.say(f"note: nothing is compiled, since this fails here: {reason}")
     elif compiled:
-        progress.say("compiling: the first batch takes a minute or more, those after it less")
+        progress.say("compiling: the first batch takes up to some minutes, those after it less")
     return Loaded(model, weights, dtype, time.perf_counter() - began)
 
 

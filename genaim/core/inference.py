@@ -28,7 +28,7 @@ class ReadyModule(nn.Module):
     """A part of a model that is made ready for sampling, and can be neither trained nor stored."""
 
     def _save_to_state_dict(self, destination: object, prefix: str, keep_vars: bool) -> None:
-        raise ValueError(f"{prefix}weight is made ready for sampling; load the model anew to train or store it.")
+        raise ValueError(f"the model is made ready for sampling, {prefix[:-1]} with it; load it anew to store it.")
 
     def __deepcopy__(self, memo: object) -> "ReadyModule":
         raise ValueError("the model is made ready for sampling, which cannot be copied; load it anew.")

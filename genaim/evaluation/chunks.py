@@ -56,7 +56,7 @@ def extract(
     device = next((p.device for p in extractor.module.parameters()), torch.device("cpu"))
     done, began = len(chunks) - len(missing), time.monotonic()
     shared = f", as one of {processes} processes" if processes > 1 else ""
-    progress.say(f"{what}: {count:,} images, {len(missing):,} of {len(chunks):,} chunks of {CHUNK} to compute{shared}")
+    progress.say(f"{what}: {len(missing):,} of {len(chunks):,} chunks of {CHUNK} to compute{shared}")
     progress.start(what, done, len(chunks))
     try:
         for number, k in enumerate(missing):

@@ -68,7 +68,12 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         with file:
             return {key: file[key] for key in KEYS if key in file.files}
     except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"'{path}' is no readable npz file ({' '.join(str(error).split())[:100]}).") from None
+        why = (
+            "no zip archive" if "pickle" in str(error) else " ".join(str(error).split())[:100]
+        )  # so NumPy calls a text
+        raise ValueError(
+            f"'{path}' is no readable npz file ({why}); give one of ADM's layout: images arr_0, or mu and sigma."
+        ) from None
 
 
 def write_npz(path: Path, **arrays: np.ndarray | str | int | tuple[int, int]) -> None:

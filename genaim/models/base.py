@@ -293,7 +293,13 @@ class GenerativeModel(nn.Module, ABC):
         self.tokenizer.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "GenerativeModel":
-        """Training mode for all but the tokenizer, which stays frozen."""
+        """Training mode for all but the tokenizer, which stays frozen.
+
+        Raises:
+            ValueError: If the model is prepared for sampling.
+        """
+        if mode and self.prepared is not None:
+            raise ValueError("the model is made ready for sampling; load it anew to train it.")
         super().train(mode)
         self.tokenizer.eval()
         return self

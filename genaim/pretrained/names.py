@@ -71,6 +71,8 @@ def locate(name: str, *kinds: str) -> Path | None:
     near = models_near(folder, kinds)
     if is_path(name):
         advice = nearest(name, near) if near else "give one that training or genaim convert has written"
+        if folder.name in bundled():
+            advice = f"make it by genaim train {folder.name}, or take the bundled '{folder.name}'"
         raise ValueError(f"there is no folder '{name}'; {advice}.")
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         return None

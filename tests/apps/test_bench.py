@@ -28,7 +28,25 @@ def test_the_tiny_preset_measures_everything(genaim: Genaim, model: Path) -> Non
     assert fast["speedup"] == pytest.approx(plain["seconds"] / fast["seconds"])
     assert fast["note"].endswith("of 680 tokens as plain")
     assert "of ceiling" in done.out and "from 2 of 4 rounds" in done.out
-    assert "VAR-tiny: plain float32" in done.err
+    assert "1 of 3: VAR-tiny: plain float32" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--compile",), "--compile needs a --preset that samples published models: cpu, gpu, growth, tiny."),
+        (
+            ("--preset", "gpu", "--device", "cpu"),
+            "--preset gpu is for a GPU, and there is none here; take --preset cpu",
+        ),
+        (("--json", "."), "'.' is a folder; give the name of a file."),
+    ],
+)
+def test_what_cannot_be_measured_is_told_before_anything_is(
+    genaim: Genaim, arguments: tuple[str, ...], told: str
+) -> None:
+    done = genaim("bench", *arguments)
+    assert (done.code, done.out) == (2, "") and done.err.startswith(f"error: {told}") and done.err.count("\n") == 1
 
 
 def test_presets_are_named(genaim: Genaim) -> None:
