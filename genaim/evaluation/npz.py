@@ -68,9 +68,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         with file:
             return {key: file[key] for key in KEYS if key in file.files}
     except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        why = (
-            "no zip archive" if "pickle" in str(error) else " ".join(str(error).split())[:100]
-        )  # so NumPy calls a text
+        # NumPy takes any text for a pickle
+        why = "no zip archive" if "pickle" in str(error) else " ".join(str(error).split())[:100]
         raise ValueError(
             f"'{path}' is no readable npz file ({why}); give one of ADM's layout: images arr_0, or mu and sigma."
         ) from None

@@ -255,7 +255,7 @@ def test_the_cost_is_told_before_and_after_the_first_chunk(tmp_path: Path, cifar
 
     extract(noise_images(2 * CHUNK), cifar, tmp_path, SilentProgress())
     extract(noise_images(4 * CHUNK - 1), cifar, tmp_path, Said())
-    assert told[0] == f"features of noise: {4 * CHUNK - 1} images, 2 of 4 chunks of {CHUNK} to compute"
+    assert told[0] == f"features of noise: 2 of 4 chunks of {CHUNK} to compute"
     assert re.fullmatch(rf"features of noise: about 0:\d\d for 1 more of {CHUNK} images each", told[1])
 
 
