@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from apps.cache_keys import computed_on
 from apps.errors import Stopped
 from apps.extractors import NamedExtractor, load_extractor
 from apps.folders import check_writable, make_parent
@@ -67,8 +68,8 @@ class Plan:
 
 
 def features_folder(cache: Path, images: ImageSet, extractor: NamedExtractor, device: torch.device) -> Path:
-    """Where the features of images are kept; of another content, extractor or kind of device, another folder."""
-    return cache / "features" / digest(images.key, extractor.cache_key, device.type)
+    """Where features of images are kept: of other content, extractor, kind of device or number of threads, elsewhere."""
+    return cache / "features" / digest(images.key, extractor.cache_key, *computed_on(device))
 
 
 def evaluate_quality(
