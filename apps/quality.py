@@ -68,7 +68,7 @@ class Plan:
 
 
 def features_folder(cache: Path, images: ImageSet, extractor: NamedExtractor, device: torch.device) -> Path:
-    """Where features of images are kept: of other content, extractor, kind of device or number of threads, elsewhere."""
+    """Where features of images are kept: of other content, extractor, kind of device or thread count, elsewhere."""
     return cache / "features" / digest(images.key, extractor.cache_key, *computed_on(device))
 
 
