@@ -3,7 +3,6 @@
 import ctypes
 import gc
 import os
-import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apps.sample import processor
+from apps.sample import libraries, machine
 from genaim.core.hardware import cpu_capabilities, fast_bfloat16
 from genaim.core.inference import InferenceLinear, can_pack
 
@@ -26,16 +25,8 @@ INSTRUCTIONS = ("avx2", "avx512_bf16", "amx_bf16")
 def describe(device: torch.device) -> dict[str, Any]:
     """What a report says of the machine."""
     found = cpu_capabilities()
-    instructions = [name for name in INSTRUCTIONS if found.get(name)]
-    return {
-        "processor": processor(device.type),
-        "instructions": instructions if device.type == "cpu" else [],
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+    instructions = [name for name in INSTRUCTIONS if found.get(name)] if device.type == "cpu" else []
+    return {**machine(device.type), **libraries(), "instructions": instructions, "cores": os.cpu_count()}
 
 
 def ceilings(device: torch.device) -> dict[str, float]:

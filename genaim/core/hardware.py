@@ -83,11 +83,13 @@ def compile_parts(model: nn.Module, kinds: tuple[type[nn.Module], ...], device: 
     Returns:
         Why nothing is compiled here, such as a missing C++ compiler, or None.
     """
+    found = [module for module in model.modules() if isinstance(module, kinds)]
+    if not found:
+        return "the model has no part that is compiled"
     try:
         torch.compile(lambda x: torch.sin(x) + 1)(torch.zeros(2, device=device))
     except Exception as error:  # whatever stage fails, with errors of its own
         return " ".join(str(error).split())[:200]
-    found = [module for module in model.modules() if isinstance(module, kinds)]
     for module in found:
         module.compile()
-    return None if found else "the model has no part that is compiled"
+    return None

@@ -157,20 +157,11 @@ def test_a_floor_is_of_other_real_images(genaim, model, options):
     assert refused.code == 2 and "--floor needs 20 images besides the reference's 15" in refused.err
 
 
+SWEEP = ("evaluate", "sweep", "--guidance", "1,3", "-n", 12)
+
+
 def test_a_sweep_marks_the_best_point(genaim, model, options):
-    arguments = [
-        "evaluate",
-        "sweep",
-        "--model",
-        model,
-        "--guidance",
-        "1,3",
-        "--temperature",
-        "0.5,1",
-        "-n",
-        12,
-        *options,
-    ]
+    arguments = [*SWEEP, "--model", model, "--temperature", "0.5,1", *options]
     done = genaim(*arguments)
     assert done.code == 0, done.err
     (folder,) = Path("evaluations").iterdir()
@@ -192,19 +183,7 @@ def test_a_sweep_marks_the_best_point(genaim, model, options):
 def test_a_sweep_by_a_figure_that_is_not_measured_ends_at_the_first_point(genaim, model, photos, cifar_weights):
     extractor = ["--extractor", "cifar-resnet56", "--weights", cifar_weights]
     assert genaim("evaluate", "statistics", photos, "--out", "ref.npz", *extractor).code == 0
-    wanted = [
-        "evaluate",
-        "sweep",
-        "--model",
-        model,
-        "--guidance",
-        "1,3",
-        "-n",
-        12,
-        "--reference",
-        "ref.npz",
-        *extractor,
-    ]
+    wanted = [*SWEEP, "--model", model, "--reference", "ref.npz", *extractor]
     refused = genaim(*wanted, "--best-by", "recall", "--out", "points")
     assert refused.code == 2 and "--best-by recall is not among the figures of this measurement: fid" in refused.err
     assert [path.name for path in Path("points").iterdir()] == ["guidance1"]
