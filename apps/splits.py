@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from genaim.config import data_root, find_recipe, load_config, recipes, validate
 from genaim.data import BadFiles, Batch, DataConfig, ImageDataset, Sample, SourceConfig, build_dataset
@@ -134,6 +135,10 @@ class Chosen:
     def __init__(self, dataset: ImageDataset, indices: list[int]) -> None:
         self.dataset, self.indices = dataset, indices
         self.lengths, self.weights = [len(indices)], [1.0]
+
+    def labels(self, indices: Sequence[int]) -> Tensor:
+        """Labels of some of them, see `ImageDataset.labels`."""
+        return self.dataset.labels([self.indices[index] for index in indices])
 
     def sample(self, index: int, key: tuple[int, ...]) -> Sample:
         """One of them, see `ImageDataset.sample`."""

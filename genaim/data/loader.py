@@ -11,12 +11,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from genaim.data.dataset import Batch, Sample, collate
 from genaim.data.streams import Reader, StreamDataset, stream_batches
 
-MIXTURE_BLOCK = 10_000  # draws after which every source has had exactly its share, to 1 in 10,000
+MIXTURE_BLOCK = 10_000  # draws after which every group has had exactly its share, to 1 in 10,000
+LEAST_DRAWS = 10  # of a group in a block on average: many groups make blocks longer
 SOURCE_STREAM, ORDER_STREAM, AUGMENT_STREAM = 1, 2, 3  # keep the random draws of one seed apart
 Item = tuple[int, tuple[int, ...], int]  # index, augmentation key, row of the global batch
 
@@ -27,6 +29,8 @@ class MapDataset(Protocol):
     lengths: list[int]
     weights: list[float]
 
+    def labels(self, indices: Sequence[int]) -> Tensor: ...
+
     def sample(self, index: int, key: tuple[int, ...]) -> Sample: ...
 
 
@@ -34,17 +38,30 @@ class StepSampler:
     """The sample indices of each step, as a pure function of (seed, step).
 
     1. A run is one row of draws; step s takes draws ``[s * batch_size, (s + 1) * batch_size)``.
-    2. Each block of 10,000 draws is dealt to the sources by weight, in a random order keyed by (seed, block).
-    3. The n-th draw of a source is entry ``n % length`` of its permutation keyed by (seed, source, epoch), where epoch
-       is ``n // length``: every image appears exactly once per epoch of its source.
+    2. Each block of 10,000 draws is dealt to the groups by weight, in a random order keyed by (seed, block).
+    3. The n-th draw of a group is entry ``n % length`` of its permutation keyed by (seed, group, epoch), where epoch
+       is ``n // length``: every image appears exactly once per epoch of its group.
 
-    A single source skips 2. Batches run across the ends of epochs; no image is dropped.
+    A single group skips 2. Batches run across the ends of epochs; no image is dropped.
     """
 
     def __init__(
-        self, lengths: Sequence[int], *, batch_size: int, seed: int, weights: Sequence[float] | None = None
+        self,
+        lengths: Sequence[int],
+        *,
+        batch_size: int,
+        seed: int,
+        weights: Sequence[float] | None = None,
+        members: np.ndarray | None = None,
     ) -> None:
-        """``lengths`` are the sizes of the sources, indexed one after the other; ``weights`` their shares, relative.
+        """Joins groups of samples.
+
+        Args:
+            lengths: Sizes of the groups: the sources of a mixture, or their classes.
+            batch_size: Samples of a step.
+            seed: Seed of the order.
+            weights: Shares of the draws of each group, relative; equal if not given.
+            members: Sample indices of all groups, one group after the other; ``0, 1, ...`` if not given.
 
         Raises:
             ValueError: If the batch size is not positive.
@@ -53,21 +70,22 @@ class StepSampler:
             raise ValueError(f"batch_size {batch_size} must be at least 1.")
         self.lengths = list(lengths)
         self.starts = np.cumsum([0, *self.lengths[:-1]])
+        self.members = np.arange(sum(lengths)) if members is None else members
         self.batch_size, self.seed = batch_size, seed
-        self.quotas = _quotas(weights or [1.0] * len(self.lengths))
+        self.block = max(MIXTURE_BLOCK, LEAST_DRAWS * len(self.lengths))
+        self.quotas = _quotas(weights or [1.0] * len(self.lengths), self.block)
         self._permutation = lru_cache(maxsize=2 * len(self.lengths))(self._draw_permutation)
         self._block = lru_cache(maxsize=2)(self._draw_block)
 
-    def _draw_permutation(self, source: int, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, ORDER_STREAM, source, epoch)).permutation(self.lengths[source])
+    def _draw_permutation(self, group: int, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, ORDER_STREAM, group, epoch)).permutation(self.lengths[group])
 
     def _draw_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Source of each draw of a block, and how many draws of that source came before it in the block."""
+        """Group of each draw of a block, and how many draws of that group came before it in the block."""
         deal = np.repeat(np.arange(len(self.quotas)), self.quotas)
         deal = np.random.default_rng((self.seed, SOURCE_STREAM, block)).permutation(deal)
         before = np.empty_like(deal)
-        for source, quota in enumerate(self.quotas):
-            before[deal == source] = np.arange(quota)
+        before[np.argsort(deal, kind="stable")] = np.concatenate([np.arange(quota) for quota in self.quotas])
         return deal, before
 
     def indices(self, step: int) -> list[int]:
@@ -75,27 +93,49 @@ class StepSampler:
         return [self._index(draw) for draw in range(step * self.batch_size, (step + 1) * self.batch_size)]
 
     def _index(self, draw: int) -> int:
-        source, n = 0, draw
+        group, n = 0, draw
         if len(self.lengths) > 1:
-            block, place = divmod(draw, MIXTURE_BLOCK)
+            block, place = divmod(draw, self.block)
             deal, before = self._block(block)
-            source = int(deal[place])
-            n = block * self.quotas[source] + int(before[place])
-        epoch, place = divmod(n, self.lengths[source])
-        return int(self.starts[source] + self._permutation(source, epoch)[place])
+            group = int(deal[place])
+            n = block * self.quotas[group] + int(before[place])
+        epoch, place = divmod(n, self.lengths[group])
+        return int(self.members[self.starts[group] + self._permutation(group, epoch)[place]])
 
 
-def _quotas(weights: Sequence[float]) -> list[int]:
-    """Draws of each source in a block, by largest remainder; every source has at least one."""
-    shares = np.asarray(weights, np.float64) / sum(weights) * MIXTURE_BLOCK
+def _quotas(weights: Sequence[float], block: int) -> list[int]:
+    """Draws of each group in a block, by largest remainder; every group has at least one."""
+    shares = np.asarray(weights, np.float64) / sum(weights) * block
     quotas = np.maximum(np.floor(shares), 1).astype(int)
-    while quotas.sum() != MIXTURE_BLOCK:
+    while quotas.sum() != block:
         missing = shares - quotas
-        if quotas.sum() < MIXTURE_BLOCK:
+        if quotas.sum() < block:
             quotas[missing.argmax()] += 1
         else:
             quotas[np.where(quotas > 1, missing, np.inf).argmin()] -= 1
     return [int(q) for q in quotas]
+
+
+def class_groups(dataset: MapDataset, balance: float) -> tuple[list[int], list[float], np.ndarray]:
+    """The classes of each source as groups for `StepSampler`: lengths, weights and members.
+
+    A class of n images gets a share of its source's draws in proportion to ``n ** (1 - balance)``.
+
+    Raises:
+        ValueError: If no image has a label.
+    """
+    lengths, weights, members = list[int](), list[float](), list[np.ndarray]()
+    ends = np.cumsum(dataset.lengths)
+    labels = dataset.labels(range(int(ends[-1]))).numpy()
+    if (labels < 0).all():
+        raise ValueError(f"data.class_balance={balance} needs labels, and no image has one; remove it.")
+    for end, length, weight in zip(ends, dataset.lengths, dataset.weights, strict=True):
+        _, counts = np.unique(labels[end - length : end], return_counts=True)
+        shares = counts ** (1.0 - balance)
+        lengths += counts.tolist()
+        weights += (weight * shares / shares.sum()).tolist()
+        members.append(end - length + np.argsort(labels[end - length : end], kind="stable"))
+    return lengths, weights, np.concatenate(members)
 
 
 class _StepBatches:
@@ -179,6 +219,7 @@ def make_loader(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
+    class_balance: float = 0.0,
     state: Mapping[str, Any] | None = None,
 ) -> Loader:
     """Batches of the steps from ``start_step`` on, without end.
@@ -191,10 +232,12 @@ def make_loader(
         rank: Number of this process.
         world_size: Number of processes.
         num_workers: Processes that decode; 0 decodes in this one.
+        class_balance: 0 draws images equally often, 1 classes, between them a class of n images by
+            ``n ** (1 - class_balance)``.
         state: Streams only: `Loader.state_dict` of an earlier run, merged over its processes.
 
     Raises:
-        ValueError: If the batch size is not a multiple of the number of processes.
+        ValueError: If the batch size is not a multiple of the number of processes, or classes cannot be balanced.
     """
     if batch_size < 1 or batch_size % world_size:
         raise ValueError(
@@ -208,9 +251,17 @@ def make_loader(
         "generator": torch.Generator(),  # else the loader draws its base seed from torch's global generator
     }
     if isinstance(dataset, StreamDataset):
+        if class_balance:
+            raise ValueError(
+                f"data.class_balance={class_balance} needs counted images, not a stream; remove it, or use a folder, "
+                "IDX, parquet or downloaded set."
+            )
         fetch = _StreamFetch(dataset, seed, rows, rank, world_size, state or {})
         return Loader(DataLoader(fetch, batch_size=None, **options), start_step, state or {})
-    sampler = StepSampler(dataset.lengths, weights=dataset.weights, batch_size=batch_size, seed=seed)
+    lengths, weights, members = (
+        class_groups(dataset, class_balance) if class_balance else (dataset.lengths, dataset.weights, None)
+    )
+    sampler = StepSampler(lengths, weights=weights, members=members, batch_size=batch_size, seed=seed)
     batches = _StepBatches(sampler, start_step, rows)
     loader: Any = DataLoader(_Fetch(dataset), batch_sampler=batches, **options)  # type: ignore[arg-type]
     return Loader(loader, start_step, {})

@@ -88,6 +88,10 @@ class TokenDataset:
         """Hex digest of the fingerprints of data and tokenizer, views and seed."""
         return self.key
 
+    def labels(self, indices: Sequence[int]) -> Tensor:
+        """Labels of readable images, (n,) int64, -1 where there is none."""
+        return torch.from_numpy(self._labels[list(indices)])
+
     def sample(self, index: int, key: tuple[int, ...]) -> Sample:
         """Tokens of the readable image ``index``: (N,) int64 or (N, C) float32; ``key`` chooses the view."""
         shard = int(np.searchsorted(self._ends, index, side="right"))

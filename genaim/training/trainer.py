@@ -126,6 +126,7 @@ class Trainer:
             rank=self.accelerator.process_index,
             world_size=world,
             num_workers=c.data.num_workers,
+            class_balance=c.data.class_balance,
             state=self._loader_state,
         )
         self.progress.start(c.name, self.step, c.steps)

@@ -18,6 +18,16 @@ def dataset(flat):
     return build_dataset(config, "train")
 
 
+@pytest.fixture
+def rare(tmp_path):
+    """Nine images of one class and three of another."""
+    for name, count in (("common", 9), ("rare", 3)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            (tmp_path / name / f"{number}.png").write_bytes(png((number, 0, 0)))
+    return build_dataset(DataConfig(train={"path": str(tmp_path)}, image_size=6), "train")
+
+
 def take(loader, count):
     return list(itertools.islice(loader, count))
 
@@ -210,3 +220,41 @@ def test_a_run_of_bad_files_counts_each_draw_once(flat):
     for batch in take(make_loader(data, batch_size=20, seed=0), 2):  # two epochs
         bad.add(batch.bad, len(batch))
     assert bad.count == 10 and len(bad.names) == 5
+
+
+def test_many_groups_lengthen_the_blocks():
+    sampler = StepSampler([2] * 3000, batch_size=6000, seed=0)
+    assert Counter(sampler.indices(0)).most_common(1)[0][1] < 10 and sum(sampler.quotas) == 30_000
+    draws = Counter(index // 2 for step in range(5) for index in sampler.indices(step))
+    assert set(draws.values()) == {10} and len(draws) == 3000
+
+
+@pytest.mark.parametrize(("balance", "shares"), [(0.0, (0.75, 0.25)), (0.5, (0.634, 0.366)), (1.0, (0.5, 0.5))])
+def test_class_balance_draws_rare_classes_more_often_and_every_image_equally_within(rare, balance, shares):
+    batches = take(make_loader(rare, batch_size=100, seed=0, class_balance=balance), 100)
+    counts = Counter(index for batch in batches for index in batch.index.tolist())
+    assert [sum(counts[i] for i in range(9)) / 1e4, sum(counts[i] for i in range(9, 12)) / 1e4] == pytest.approx(
+        shares, abs=1e-3
+    )
+    assert all(batch.labels.eq(batch.index >= 9).all() for batch in batches)
+    for images in (range(9), range(9, 12)):
+        assert max(counts[i] for i in images) - min(counts[i] for i in images) <= 1
+    assert_equal(next(make_loader(rare, batch_size=100, seed=0, class_balance=balance, start_step=7)), batches[7])
+
+
+def test_class_balance_keeps_the_weights_of_a_mixture(tmp_path):
+    for folder in ("a/cat", "a/dog", "b/dog"):
+        (tmp_path / folder).mkdir(parents=True)
+        for number in range(6 if folder == "a/cat" else 2):
+            (tmp_path / folder / f"{number}.png").write_bytes(png((1, 2, 3)))
+    sources = [{"path": str(tmp_path / name), "weight": weight} for name, weight in (("a", 3), ("b", 1))]
+    data = build_dataset(DataConfig(train=sources, image_size=8), "train")
+    batches = take(make_loader(data, batch_size=100, seed=0, class_balance=1.0), 100)
+    counts = Counter(index for batch in batches for index in batch.index.tolist())
+    groups = [sum(counts[i] for i in indices) / 1e4 for indices in (range(6), (6, 7), (8, 9))]
+    assert groups == pytest.approx([0.375, 0.375, 0.25], abs=1e-3)
+
+
+def test_class_balance_needs_labels(dataset):
+    with pytest.raises(ValueError, match=r"^data\.class_balance=0\.5 needs labels, and no image has one; remove it\.$"):
+        make_loader(dataset, batch_size=4, seed=0, class_balance=0.5)

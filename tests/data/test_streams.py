@@ -141,3 +141,8 @@ def test_mixture_with_a_folder(shards, flat):
     data = stream(shards, shuffle_buffer=4, extra=({"path": str(flat), "weight": 3.0},))
     seen = labels(make_loader(data, batch_size=50, seed=0), 8)
     assert abs(seen.count(-1) / len(seen) - 0.75) < 0.08
+
+
+def test_classes_of_a_stream_cannot_be_balanced(shards):
+    with pytest.raises(ValueError, match=r"^data\.class_balance=0\.5 needs counted images, not a stream; remove it"):
+        make_loader(stream(shards), batch_size=4, seed=0, class_balance=0.5)
