@@ -15,8 +15,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from apps.bench_cases import PRESETS, Row, measure
+from apps.bench_cases import PRESETS
 from apps.bench_machine import ceilings, describe
+from apps.bench_rows import Row, measure
 from apps.folders import make_parent, write_json
 from apps.progress import make_progress
 from apps.tables import markdown_table

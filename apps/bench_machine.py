@@ -1,7 +1,5 @@
 """What a benchmark must know of its machine: what it is, its limits, and how much memory something takes."""
 
-import ctypes
-import gc
 import os
 import threading
 import time
@@ -100,13 +98,6 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
     finally:
         done.set()
         thread.join()
-
-
-def release_memory() -> None:
-    """Gives back what is free, so that a measurement does not count what was needed before it."""
-    gc.collect()
-    with suppress(OSError, AttributeError):  # glibc keeps small blocks
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def resident_memory() -> int:
