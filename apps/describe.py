@@ -1,5 +1,6 @@
 """`genaim models`, `genaim info` and the keys of recipes: what there is, told in tables."""
 
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -110,7 +111,7 @@ def show_keys(recipe: str | None, overrides: Sequence[str]) -> None:
         ValueError: If the recipe cannot be used.
     """
     if recipe is not None:
-        config = parse_run(load_config(find_recipe(recipe), overrides, expand=False), recipe)
+        config = parse_run(load_config(find_recipe(recipe), overrides, expand=False), shlex.join([recipe, *overrides]))
         print_keys(type(config), config.model_dump(mode="json"))
         return
     for cls in RUNS.values():

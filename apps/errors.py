@@ -1,11 +1,13 @@
 """Errors as people meet them: one line on standard error and an exit status; ``GENAIM_TRACEBACK=1`` shows the rest."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import typer
 
@@ -61,11 +63,22 @@ def one_line(error: Exception) -> str:
         text = f"'{error.filename}': {error.strerror}" if error.filename else error.strerror
     elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         text = "the machine's memory is full; use a smaller batch size."
-    elif hasattr(error, "format_message"):  # a wrong option
-        text = error.format_message()
+    elif hasattr(error, "format_message"):  # a wrong option or command
+        text = _usage(error)
     else:
         text = str(error)
     return " ".join(text.split()) or type(error).__name__
+
+
+def _usage(error: Any) -> str:
+    """What is wrong about a command line, from click's error, and what is allowed."""
+    from genaim.config import nearest, requirement
+
+    text = requirement(error.format_message())
+    unknown = re.match(r"No such command '([^']*)'", text)
+    if unknown and error.ctx:
+        return f"no such command '{unknown[1]}'; {nearest(unknown[1], error.ctx.command.list_commands(error.ctx))}."
+    return text
 
 
 @contextmanager

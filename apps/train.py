@@ -23,7 +23,7 @@ def train(recipe: str, overrides: Sequence[str]) -> None:
         ValueError: If the recipe, its data or its tokenizer cannot be used.
     """
     path = find_recipe(recipe)
-    config = parse_run(load_config(path, overrides), str(path))
+    config = parse_run(load_config(path, overrides), shlex.join([recipe, *overrides]))
     progress = make_progress()
     tokenizer = load_tokenizer(config.tokenizer, progress=progress) if isinstance(config, GeneratorRunConfig) else None
     device = pick_device(config.device)

@@ -145,12 +145,21 @@ def validate(cls: type[ConfigT], data: Mapping[str, Any], source: str) -> Config
         if problem["type"] == "union_tag_invalid":
             tag, allowed = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "").split(", ")
             raise ValueError(f"{source}: key '{key}.kind' is '{tag}'; {nearest(tag, allowed)}.") from None
-        message = problem["msg"].removeprefix("Value error, ")
-        if isinstance(problem["input"], Mapping):  # a missing key, or keys that do not agree
+        if problem["type"] == "missing":
+            raise ValueError(f"{source}: key '{key}' is missing.") from None
+        message = requirement(problem["msg"].removeprefix("Value error, "))
+        if message.startswith("must be "):
+            raise ValueError(f"{source}: key '{key}' is {problem['input']!r:.80}; it {message}.") from None
+        if isinstance(problem["input"], Mapping):  # keys that do not agree
             raise ValueError(
                 f"{source}: {message}" if not problem["loc"] else f"{source}: key '{key}': {message}"
             ) from None
         raise ValueError(f"{source}: key '{key}': {message} (got {problem['input']!r:.80})") from None
+
+
+def requirement(message: str) -> str:
+    """What pydantic asks of a value, as ``must be greater than 0``; other messages stay as they are."""
+    return message.replace("Input should be", "must be").split(", unable to parse")[0]
 
 
 def _locate(cls: type[BaseModel], path: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, list[str]]:

@@ -175,7 +175,10 @@ def check_factor(model: GenerativeModel, factor: int | None) -> int:
     if model.low_res_prefix is not None:
         own = size // model.low_res_prefix.side
         if factor not in (None, own):
-            raise ValueError(f"the model enlarges by {own}, not by {factor}; leave factor out.")
+            raise ValueError(
+                f"the model enlarges by {own}, not by {factor}; leave factor out, or take a model with scales, such as "
+                "emoji-var, which enlarges by any."
+            )
         return own
     if not isinstance(model, VAR):
         raise ValueError(

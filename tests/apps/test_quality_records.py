@@ -173,7 +173,7 @@ def test_a_broken_record_is_one_line_before_anything_is_measured(genaim, photos,
         assert (done.code, done.err.count("\n")) == (2, 1), done.err
         assert done.err.startswith("error: record 'broken.json': ") and told in done.err, done.err
     Path("part.json").write_text(json.dumps({k: v for k, v in whole.items() if k != "machine"}))
-    assert "key 'machine': Field required" in genaim("evaluate", "replay", "part.json").err
+    assert "key 'machine' is missing" in genaim("evaluate", "replay", "part.json").err
 
 
 @pytest.mark.parametrize("kind", ["fid", "rfid"])
