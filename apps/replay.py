@@ -104,4 +104,4 @@ def reasons(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return "absent" if value is None else f"{value:.17g}"
+    return "absent" if value is None else repr(value)  # all digits: the last bit counts

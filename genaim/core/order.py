@@ -229,7 +229,7 @@ class RandomOrder(Order):
         for index in range(total):
             before, after = (torch.tensor([p[k] for p in plans], device=known.device) for k in (index, index + 1))
             chosen = (rank >= after[:, None]) & (rank < before[:, None])
-            width = int(chosen.sum(1).max())
+            width = max(plan[index] - plan[index + 1] for plan in plans)
             if width == 0:  # no row has any left: none has an empty step before its last one
                 return
             # a stable sort brings the chosen positions to the front, row-major

@@ -166,10 +166,11 @@ class MAR(GenerativeModel):
             the order of their positions, and rows with fewer end with features that nothing may use.
         """
         buffer = self.config.num_buffer
-        positions = known_positions(known)
+        counts = known.sum(1).tolist()  # the one host synchronisation of a round
+        positions = known_positions(known, max(counts))
         x = [condition[:, None] + self.encoder_positions[:buffer], *([] if prefix is None else [prefix])]
         x += [self.token_embed(gather(tokens, positions)) + self.encoder_positions[buffer:][positions]]
-        mask = _padding_mask(positions, buffer + self.prefix_length)
+        mask = None if min(counts) == max(counts) else _padding_mask(positions, buffer + self.prefix_length)
         out: Tensor = self.encoder(self.token_norm(torch.cat(x, dim=1)), mask=mask)
         return out
 
@@ -187,7 +188,7 @@ class MAR(GenerativeModel):
         front = buffer + self.prefix_length
         embedded = self.decoder_embed(encoded)
         everywhere = self.mask_token.to(embedded.dtype).expand(*known.shape, -1)
-        x = put(everywhere, known_positions(known), embedded[:, front:])
+        x = put(everywhere, known_positions(known, encoded.shape[1] - front), embedded[:, front:])
         positions: Tensor = self.decoder_positions
         if self.low_res_prefix is not None:
             positions = torch.cat([positions[:buffer], self.low_res_prefix.positions, positions[buffer:]])
@@ -251,17 +252,14 @@ def hidden_count(noise: Noise, num_tokens: int) -> Tensor:
     return (share.clamp(least, 1) * num_tokens).ceil().long()
 
 
-def known_positions(known: Tensor) -> Tensor:
-    """Positions of the known tokens in ascending order, (B, N) bool to (B, m) int64; shorter rows end with -1."""
-    counts = known.sum(1)
-    front = (~known).to(torch.int8).argsort(dim=1, stable=True)[:, : int(counts.max())]
-    return torch.where(torch.arange(front.shape[1], device=known.device) < counts[:, None], front, -1)
+def known_positions(known: Tensor, most: int) -> Tensor:
+    """Positions of the known tokens in ascending order, (B, N) bool to (B, most) int64; shorter rows end with -1."""
+    front = (~known).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
+    return torch.where(torch.arange(most, device=known.device) < known.sum(1, keepdim=True), front, -1)
 
 
-def _padding_mask(positions: Tensor, buffer: int) -> StepMask | None:
-    """Hides the elements of missing positions; None where there are none."""
-    if positions.numel() == 0 or bool((positions >= 0).all()):
-        return None
+def _padding_mask(positions: Tensor, buffer: int) -> StepMask:
+    """Hides the elements of missing positions."""
     steps = torch.where(positions < 0, NEVER, 0)
     steps = torch.cat([steps.new_zeros(len(steps), buffer), steps], dim=1)
     return StepMask(torch.zeros_like(steps), steps)

@@ -34,7 +34,7 @@ def test_rows_with_fewer_known_tokens_are_padded_without_effect() -> None:
         one = slice(row, row + 1)
         alone = model.decode_all(model.encode_known(tokens[one], known[one], condition[one]), known[one])
         torch.testing.assert_close(together[one], alone, rtol=0, atol=1e-10)
-    assert known_positions(known).tolist() == [[1, 5, 6, 7], [3, -1, -1, -1], [-1, -1, -1, -1]]
+    assert known_positions(known, 4).tolist() == [[1, 5, 6, 7], [3, -1, -1, -1], [-1, -1, -1, -1]]
 
 
 @torch.no_grad()
