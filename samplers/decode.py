@@ -63,8 +63,8 @@ def decode(
     for step in model.order.steps(known, num_steps, noise):
         features, uncond = model.predict(state, step.positions)
         fixed = given_whole(given, step.positions)
-        if fixed is not None:  # nothing to draw, but the draw counts: rows do not depend on each other
-            features, uncond = features[:, :0], None
+        if fixed is not None:  # nothing to draw, but the draws count: rows do not depend on each other
+            features, uncond = features[:, :0], None if uncond is None else uncond[:, :0]
         tokens = model.head.sample(
             features,
             options,
