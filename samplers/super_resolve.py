@@ -177,7 +177,7 @@ def check_factor(model: GenerativeModel, factor: int | None) -> int:
         if factor not in (None, own):
             raise ValueError(
                 f"the model enlarges by {own}, not by {factor}; leave factor out, or take a model with scales, such as "
-                "emoji-var, which enlarges by any."
+                "emoji-var, which enlarges by any factor of its side."
             )
         return own
     if not isinstance(model, VAR):

@@ -1,8 +1,9 @@
 """Multi-scale residual VQ autoencoder (VAR, Tian et al. 2024, https://arxiv.org/abs/2404.02905, section 3.2).
 
 An image becomes K token maps of growing side, each coding what the maps before it leave over. Follows the published
-code (github.com/FoundationVision/VAR, models/quant.py) exactly at inference; the training of the codebook
-(straight-through, rotation trick, gradient or EMA, revival) is our own: the official repository does not release it.
+code (github.com/FoundationVision/VAR, models/quant.py) exactly at inference, and its objective of the quantizer. Training
+by moving averages, revival of codes and the rotation trick are added; the trainer of the autoencoder and its losses on
+images are our own, since the official repository does not release them.
 """
 
 from itertools import pairwise
@@ -15,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from genaim.config import Config
-from genaim.core.layers import at_least_float32
+from genaim.core.layers import at_least_float32, in_float32
 from genaim.core.noise import Noise
 from genaim.tokenizers.autoencoder import AutoencoderConfig, Decoder, Encoder
 from genaim.tokenizers.base import TrainableTokenizer, TrainingPass
@@ -34,9 +35,9 @@ class ResidualConvs(nn.Module):
         self.conv_of_scale = [conv_of_scale(k, num_scales, num_convs) for k in range(num_scales)]
 
     def forward(self, x: Tensor, scale: int) -> Tensor:
-        """(B, C, h, w) to (B, C, h, w), for one scale."""
-        out: Tensor = x * (1 - self.ratio) + self.convs[self.conv_of_scale[scale]](x) * self.ratio
-        return out
+        """(B, C, h, w) to (B, C, h, w), for one scale; float32 even under autocast, which changed 1% of the tokens."""
+        conv = self.convs[self.conv_of_scale[scale]]
+        return at_least_float32(x) * (1 - self.ratio) + in_float32(conv, x) * self.ratio
 
 
 def conv_of_scale(scale: int, num_scales: int, num_convs: int) -> int:
