@@ -103,7 +103,7 @@ def run(
             return upscale(request, model, image, label, count, sampling, progress)
         if request.task == "outpaint":
             pieces = count_pieces(image.size, list(request.sides.values()), model.tokenizer.image_size)
-            sampling["on_step"] = count_steps(progress, count * pieces)
+            sampling["on_step"] = count_steps(progress, batches * pieces)
             return outpaint(model, image, label, n=count, **request.sides, **sampling)
         sampling["on_step"] = count_steps(progress, batches)
         if request.task == "edit":

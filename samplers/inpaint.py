@@ -47,8 +47,9 @@ def complete(
 
     Args:
         model: Any genaim generator.
-        images: (B, 3, H, W) in [-1, 1]; with full strength, hidden pixels are not looked at.
-        keep: Pixels that stay, (B, H, W) bool.
+        images: (B, 3, H, W) in [-1, 1], or one for all labels, (1, 3, H, W); with full strength, hidden pixels are not
+            looked at.
+        keep: Pixels that stay, (B, H, W) or (1, H, W) bool.
         labels: Classes, (B,) int64; ``num_classes`` is the null class.
         strength: Below 1, a sketch of what is under the mask is kept: with scales the first of them, otherwise a random
             share of the tokens (`Order.sketch`).
@@ -80,10 +81,12 @@ def complete(
     known = tokenizer.known_tokens(keep, grow)
     seen = images if strength < 1 else fill_holes(images, keep)
     if strength < 1:
-        index = torch.arange(first_index, first_index + len(images), device=model.device)
+        index = torch.arange(first_index, first_index + len(labels), device=model.device)
         noise = NoiseSource(sampling.get("seed", 0), index, draw=SKETCH_DRAW)
         known = known | model.order.sketch(1 - strength, noise).to(known.device)
-    given = Given(tokenizer.encode(seen), known)
+    tokens = torch.cat([tokenizer.encode(part) for part in seen.split(sampling.get("batch_size") or len(seen))])
+    tokens, known = (rows.expand(len(labels), *rows.shape[1:]) if len(rows) == 1 else rows for rows in (tokens, known))
+    given = Given(tokens, known)
     painted = generate(model, labels, given=given, first_index=first_index, **sampling)
     return close_seam(painted, images, keep, max(1, images.shape[-1] // FEATHER))
 
@@ -97,7 +100,6 @@ def inpaint(
     n: int = 1,
     strength: float = 1.0,
     first_index: int = 0,
-    unseen: np.ndarray | None = None,
     **sampling: Unpack[Sampling],
 ) -> list[Image.Image]:
     """Paints the masked part of a picture of any size, several times.
@@ -113,7 +115,6 @@ def inpaint(
         n: Number of results.
         strength: Below 1, the results keep a sketch of what is under the mask, see `complete`.
         first_index: Index of the first result, which keys its noise.
-        unseen: Pixels that are neither painted nor looked at, (H, W) bool; None where there are none.
         sampling: As in `generate`.
 
     Returns:
@@ -126,27 +127,41 @@ def inpaint(
         raise ValueError(f"n must be 1 or more results, not {n}.")
     image = editable(image)
     hidden = to_hidden(mask, image)
+    return _paint(model, [image], hidden, label, n, strength=strength, first_index=first_index, **sampling)
+
+
+def _paint(
+    model: GenerativeModel,
+    images: Sequence[Image.Image],
+    hidden: Tensor,
+    label: int | None,
+    n: int,
+    *,
+    strength: float,
+    first_index: int,
+    unseen: np.ndarray | None = None,
+    **sampling: Unpack[Sampling],
+) -> list[Image.Image]:
+    """`inpaint` of n pictures of one size, or of one n times, where ``hidden`` (H, W) says.
+
+    ``unseen`` (H, W) are pixels that are neither painted nor looked at.
+    """
     labels = torch.full((n,), label_or_null(model, label))
     sampling["guidance_scale"] = guidance_of(label, sampling.get("guidance_scale"))
     field, window = model.tokenizer.image_size, Window.around(hidden, model.tokenizer.image_size)
     there = torch.ones_like(hidden) if unseen is None else ~torch.from_numpy(unseen)
-    original, keep = window.crop(to_pixels(image))[None], window.crop(there & ~hidden)[None]
+    original = torch.stack([window.crop(to_pixels(image)) for image in images])
+    keep = window.crop(there & ~hidden)[None]
     known = window.crop(there)[None] if strength < 1 else keep  # nothing is known beyond the picture
     small, small_keep = to_field(fill_holes(original, known), keep, field)
-    painted = complete(
-        model,
-        small.expand(n, -1, -1, -1),
-        small_keep.expand(n, -1, -1),
-        labels,
-        strength=strength,
-        first_index=first_index,
-        **sampling,
-    )
+    painted = complete(model, small, small_keep, labels, strength=strength, first_index=first_index, **sampling)
     if window.side != field:
         painted = resize(painted, window.side, window.side).clamp(-1, 1)
         painted = close_seam(painted, original.to(painted.device), keep.to(painted.device), window.side // FEATHER)
     height, width = hidden.shape
-    return [paste(image, window.spread(result, height, width), hidden) for result in painted.cpu()]
+    results = [window.spread(result, height, width) for result in painted.cpu()]
+    before = images if len(images) == n else [images[0]] * n
+    return [paste(image, result, hidden) for image, result in zip(before, results, strict=True)]
 
 
 def edit(
@@ -231,9 +246,17 @@ def outpaint(
         larger, new = extend(results[0], *added)
         results = [larger, *(extend(result, *added)[0] for result in results[1:])]
         for mask, unseen in pieces(new, side):
-            for index, before in enumerate(results):
-                first = index + (piece << 20)  # every piece has noise of its own
-                results[index] = inpaint(model, before, mask, label, first_index=first, unseen=unseen, **sampling)[0]
+            results = _paint(
+                model,
+                results,
+                to_hidden(mask, larger),
+                label,
+                n,
+                strength=1.0,
+                first_index=piece << 20,  # every piece has noise of its own
+                unseen=unseen,
+                **sampling,
+            )
             piece += 1
     return results
 

@@ -1,9 +1,9 @@
 """Multi-scale residual VQ autoencoder (VAR, Tian et al. 2024, https://arxiv.org/abs/2404.02905, section 3.2).
 
 An image becomes K token maps of growing side, each coding what the maps before it leave over. Follows the published
-code (github.com/FoundationVision/VAR, models/quant.py) exactly at inference, and its objective of the quantizer. Training
-by moving averages, revival of codes and the rotation trick are added; the trainer of the autoencoder and its losses on
-images are our own, since the official repository does not release them.
+code (github.com/FoundationVision/VAR, models/quant.py) exactly at inference, and its objective of the quantizer. Moving
+averages, revival of codes and the rotation trick are added; the trainer of the autoencoder and its losses on images are
+our own, since the official repository does not release them.
 """
 
 from itertools import pairwise

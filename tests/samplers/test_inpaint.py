@@ -110,7 +110,22 @@ def test_every_step_of_an_outpainting_has_noise_of_its_own(monkeypatch: pytest.M
 
     monkeypatch.setattr(module, "complete", spy)
     outpaint(make_var(), picture(8, 8), 1, left=5, right=5, n=2)
-    assert len(seen) == 6 and len(set(seen)) == 6  # 2 more each, then 2, then 1
+    assert seen == [0, 1 << 20, 2 << 20]  # 2 more on each side, then 2, then 1; of all results at once
+
+
+def test_a_picture_is_encoded_once_for_all_its_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_var()
+    encode, seen = model.tokenizer.encode, []
+
+    def spy(images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        return encode(images)
+
+    monkeypatch.setattr(model.tokenizer, "encode", spy)
+    inpaint(model, picture(8, 8), hole(8, 8, 2, 2, 6, 7), 1, n=5, batch_size=2)
+    assert seen == [1]
+    outpaint(model, picture(8, 8), 1, right=4, n=5, batch_size=2)  # in two steps, of which the results differ
+    assert seen == [1, *[2, 2, 1] * 2]
 
 
 def test_large_pictures_are_continued_at_the_models_own_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
