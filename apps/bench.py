@@ -60,14 +60,17 @@ def bench(preset: str, *, model: str, repeats: int, device: str, compiled: bool,
     starts = start_up(model, repeats)
     limits: dict[str, float] = {}
     rows: list[Row] = []
-    if preset != START:
-        progress.say("ceilings of the machine")
-        limits = ceilings(where)
-        for number, case in enumerate(PRESETS[preset], 1):
-            say = partial(_say, progress, f"{number} of {len(PRESETS[preset])}: ")
-            rows += measure(case, where, compiled, say)
     machine = describe(where)
-    print_tables(starts, limits, rows, machine)
+    try:
+        if preset != START:
+            progress.say("ceilings of the machine")
+            limits = ceilings(where)
+            for number, case in enumerate(PRESETS[preset], 1):
+                say = partial(_say, progress, f"{number} of {len(PRESETS[preset])}: ")
+                for row in measure(case, where, compiled, say):
+                    rows.append(row)
+    finally:  # an interruption shows what has been measured
+        print_tables(starts, limits, rows, machine)
     print(f"\nmeasured in {(time.perf_counter() - began) / 60:.1f} minutes")
     if report is not None:
         figures = {

@@ -3,19 +3,20 @@
 Every way of a case is measured in a process of its own: what ran before it has neither cut up memory nor filled it.
 """
 
+import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
-from typing import Any
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from apps.bench_cases import Case, Coding, Sampling, Training, Way, short, ways
+from apps.bench_cases import PLAIN, Case, Coding, Sampling, Training, Way, short, ways
 from apps.bench_machine import Peak, fastest, peak_memory, timed
 from apps.bench_plain import plain
+from apps.errors import is_out_of_memory
 from genaim.core.hardware import autocast, compile_parts
 from genaim.core.noise import NoiseSource, gumbel
 from genaim.core.transformer import Block
@@ -30,6 +31,7 @@ from genaim.training.tasks import GeneratorLoss
 from samplers.generate import generate
 from samplers.prepare import prepare, ready_convolutions
 
+Result = TypeVar("Result")
 GUIDANCE = 2.5
 LONG, SHORT = 20.0, 5.0  # seconds: what takes longer is measured once, of growth what takes longer than the other
 SCALES = {
@@ -77,19 +79,48 @@ def measure(case: Case, device: torch.device, compiled: bool, say: Callable[[str
     for way in ways(case, device, compiled):
         say(f"{case.name}: {way.how}")
         try:
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
-                rows, tokens = apart.submit(measure_way, case, way, device).result()
-        except (LeftOut, torch.OutOfMemoryError, BrokenProcessPool) as error:
-            killed = isinstance(error, BrokenProcessPool)
-            reason = "its process was killed, perhaps for want of memory" if killed else str(error).split("\n")[0]
+            rows, tokens = in_own_process(measure_way, case, way, device)
+        except LeftOut as reason:
             say(f"{case.name}: {way.how} is left out: {reason}")
             continue
         if way.plain:
-            base, plain_tokens = {row.what: row for row in rows}, tokens
+            base, plain_tokens = {row.what: row for row in rows if row.how.startswith(PLAIN)}, tokens
         elif tokens and plain_tokens:
             equal = sum(map(int.__eq__, tokens, plain_tokens))
             rows[0] = replace(rows[0], note=f"{equal} of {len(tokens)} tokens as plain")
         yield from (compared(row, base.get(row.what)) for row in rows)
+
+
+def in_own_process(work: Callable[..., Result], *arguments: object) -> Result:
+    """The result of a function that a new process computes; an interruption ends both.
+
+    Raises:
+        LeftOut: If the process is killed, as it is where memory does not suffice.
+    """
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sender, work, arguments), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        result, error = receiver.recv()
+    except EOFError:
+        raise LeftOut("its process was killed, perhaps for want of memory") from None
+    finally:
+        process.kill()
+        process.join()
+    if error is not None:
+        raise error
+    found: Result = result
+    return found
+
+
+def _answer(sender: Connection, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process tells of it, and ends this one
+    try:
+        sender.send((work(*arguments), None))
+    except Exception as error:
+        sender.send((None, LeftOut("memory does not suffice") if is_out_of_memory(error) else error))
 
 
 def compared(row: Row, base: Row | None) -> Row:
@@ -137,7 +168,7 @@ def sampling_rows(case: Sampling, way: Way, device: torch.device) -> tuple[list[
             if isinstance(model, VAR) and batch == 1 and not rows:
                 tokens = drawn.flatten().tolist()
             rows.append(row)
-    if isinstance(model, VAR) and not (way.plain or way.compiled or case.growth):
+    if isinstance(model, VAR) and way.plain:
         rows.append(noise_row(model, case, device))
     return rows, tokens
 

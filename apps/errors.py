@@ -57,6 +57,15 @@ def is_bad_input(error: Exception) -> bool:
     return any(kind.__name__ in FOREIGN_INPUT_ERRORS for kind in type(error).__mro__)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory, of the machine or of its accelerator, did not suffice."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    )
+
+
 def one_line(error: Exception) -> str:
     """What went wrong, without line breaks."""
     if isinstance(error, OSError) and error.strerror:

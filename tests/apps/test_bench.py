@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ def _processes_find_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_the_tiny_preset_measures_everything(genaim: Genaim, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_rows, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(bench_rows, "in_own_process", lambda work, *arguments: work(*arguments))
     done = genaim("bench", "--preset", "tiny", "--model", model, "--repeats", 1, "--device", "cpu", "--json", "f.json")
     assert done.code == 0, done.err
     figures = json.loads(Path("f.json").read_text())
