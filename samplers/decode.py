@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genaim.config import nearest
 from genaim.core.noise import Noise
-from genaim.core.order import Step
+from genaim.core.order import SequenceOrder, Step
 from genaim.heads import SamplingOptions
 from genaim.models import GenerativeModel, Given
 from genaim.models.base import gather
@@ -49,13 +49,18 @@ def decode(
         Tokens, (B, N) int64 or (B, N, C).
 
     Raises:
-        ValueError: If an option does not fit the model.
+        ValueError: If an option does not fit the model, or the schedule would make an image depend on its batch.
     """
     options = options or SamplingOptions()
     model.head.check_options(options)
     name = guidance_schedule or model.guidance_schedule
     if name not in SCHEDULES:
         raise ValueError(f"unknown guidance schedule '{name}'; {nearest(name, SCHEDULES)}.")
+    if name == "linear_in_step" and given is not None and isinstance(model.order, SequenceOrder):
+        raise ValueError(
+            "guidance schedule 'linear_in_step' goes by the number of steps, which in a batch of sequences is that of "
+            "the image with the fewest given tokens; take linear_in_share or constant."
+        )
     schedule = SCHEDULES[name]
     state = model.start(labels, guided=guidance_scale != 1.0, given=given, low_res=low_res)
     nothing = torch.zeros(len(labels), model.order.num_tokens, dtype=torch.bool, device=labels.device)

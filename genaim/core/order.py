@@ -2,7 +2,7 @@
 
 An order gives every image position a step id for training (see `masks`) and yields the steps of generation. Next-scale
 prediction (VAR) is the order `ScaleOrder` with a plain categorical head; next-patch prediction (AIM) is `RasterOrder`.
-To add one: a class here, and a line in `ORDERS`.
+To add one: a class here, a line in `ORDERS`, and its name in the field `order` of the configs that may choose it.
 """
 
 import math

@@ -92,8 +92,8 @@ class AIMConfig(Config):
     """Order of the patches in pre-training."""
     head_depth: int | None = Field(12, ge=1)
     """Blocks of the head that predicts pixels; null has no head, and cannot be pre-trained."""
-    head_width: int = Field(2048, ge=4)
-    """Channels of these blocks, a multiple of 4."""
+    head_width: int = Field(2048, ge=1)
+    """Channels of these blocks."""
     attention_backend: str = "sdpa"
     """sdpa runs everywhere; flex and xformers are for CUDA."""
     gradient_checkpointing: bool = False

@@ -67,7 +67,7 @@ class CausalConfig(GeneratorConfig):
     kind: Literal["causal"] = "causal"
     """Name in the registry of models."""
     preset: str | None = None
-    """tiny, small, base or large; base and large have the blocks of MAR-B and MAR-L. Other keys override it."""
+    """tiny, small, base or large, the last two as deep and wide as MAR-B and MAR-L. Other keys override it."""
     order: Literal["raster", "spiral", "checkerboard", "fixed_random", "random_sequence"] = "raster"
     """Path over the grid; random_sequence is another one for every image."""
     head: AnyHeadConfig

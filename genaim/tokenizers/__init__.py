@@ -1,4 +1,4 @@
-"""Tokenizers: what a token is. To add one: a file, and a line in `TOKENIZERS`."""
+"""Tokenizers: what a token is. To add one: a file, a line in `TOKENIZERS`, and one in the union of configs beside it."""
 
 from typing import Annotated, Any
 

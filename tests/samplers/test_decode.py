@@ -1,5 +1,7 @@
 """The decode loop and its guidance schedules."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from genaim.heads import SamplingOptions
 from genaim.models import Given
 from samplers.decode import decode
 from samplers.guidance import SCHEDULES
-from tests.tiny import make_var
+from tests.tiny import make_latents, make_model, make_var
 
 
 def step(number: int, total: int, share: float = 0.0) -> Step:
@@ -98,6 +100,15 @@ def test_given_scales_were_drawn_and_thrown_away() -> None:
 def test_a_fixed_order_refuses_a_number_of_steps() -> None:
     with pytest.raises(ValueError, match="9 steps are asked for, but the order 'scales' always takes 3"):
         decode(make_var(), torch.tensor([0]), noise=NoiseSource(0, torch.arange(1)), num_steps=9)
+
+
+def test_a_ramp_by_steps_would_depend_on_what_other_images_are_given() -> None:
+    model = make_model("causal", make_latents(), "mixture", known_first=0.0)
+    given = Given(torch.zeros(1, model.order.num_tokens, 4), torch.zeros(1, model.order.num_tokens, dtype=torch.bool))
+    ask: dict[str, Any] = {"noise": NoiseSource(0, torch.arange(1)), "guidance_schedule": "linear_in_step"}
+    decode(model, torch.tensor([0]), **ask)
+    with pytest.raises(ValueError, match=r"goes by the number of steps, .*; take linear_in_share or constant"):
+        decode(model, torch.tensor([0]), given=given, **ask)
 
 
 def test_options_reach_the_head() -> None:
