@@ -1,4 +1,4 @@
-"""Tokenizers: what a token is. To add one: a file, a line in `TOKENIZERS`, and one in the union of configs beside it."""
+"""Tokenizers: what a token is. To add one: a file, a line in `TOKENIZERS`, and one in a union of configs below."""
 
 from typing import Annotated, Any
 

@@ -37,7 +37,7 @@ class ResidualConvs(nn.Module):
     def forward(self, x: Tensor, scale: int) -> Tensor:
         """(B, C, h, w) to (B, C, h, w), for one scale; float32 even under autocast, which changed 1% of the tokens."""
         conv = self.convs[self.conv_of_scale[scale]]
-        return at_least_float32(x) * (1 - self.ratio) + in_float32(conv, x) * self.ratio
+        return x * (1 - self.ratio) + in_float32(conv, x).to(x.dtype) * self.ratio
 
 
 def conv_of_scale(scale: int, num_scales: int, num_convs: int) -> int:
