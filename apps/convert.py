@@ -12,6 +12,7 @@ from genaim.pretrained import OFFICIAL, load_tokenizer
 from genaim.pretrained.convert import FAMILIES
 from genaim.pretrained.convert import convert as convert_files
 from genaim.pretrained.fetch import convert_official, save_converted
+from genaim.pretrained.save import check_model_folder
 
 
 def convert(family: str, files: Sequence[Path], out: Path, tokenizer: str | None) -> None:
@@ -24,8 +25,9 @@ def convert(family: str, files: Sequence[Path], out: Path, tokenizer: str | None
         tokenizer: Name, folder or official file of a generator's tokenizer; None refers to the official one.
 
     Raises:
-        ValueError: If a file is not of the family, or could run code.
+        ValueError: If a file is not of the family, or could run code, or the folder holds something else than a model.
     """
+    check_model_folder(out)
     if family not in OFFICIAL and family not in FAMILIES:
         known = dict.fromkeys([*FAMILIES, *OFFICIAL])
         raise ValueError(f"'{family}' is neither a family nor an official name; {nearest(family, known)}.")

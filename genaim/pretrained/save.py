@@ -11,10 +11,36 @@ import torch
 from safetensors.torch import save_file
 
 from genaim.models import AttentiveProbe, Encoder, GenerativeModel
-from genaim.pretrained.names import FORMAT
+from genaim.pretrained.names import FORMAT, read_config
 from genaim.tokenizers import Tokenizer
 
 Saved = GenerativeModel | Encoder | Tokenizer | AttentiveProbe
+CARD = "README.md"
+PARTS = ("tokenizer", "probe")
+FILES = [str(Path(part) / name) for part in ("", *PARTS) for name in ("config.json", "model.safetensors")]
+"""What a model folder is made of, beside the card."""
+
+
+def check_model_folder(folder: Path) -> None:
+    """Makes sure that `save_model` into a folder loses nothing but a model: it is absent, empty, or holds one alone.
+
+    Raises:
+        ValueError: If it holds anything else.
+    """
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not folder.is_dir() or folder.is_symlink():
+        raise ValueError(f"'{folder}' is not a plain folder; choose another one.")
+    names = (str(path.relative_to(folder)) for path in folder.rglob("*"))
+    foreign = next((name for name in names if name not in {*FILES, *PARTS, CARD}), None)
+    if foreign is not None:
+        raise ValueError(
+            f"folder '{folder}' holds other files than a model, such as '{foreign}'; choose another one, or move them."
+        )
+    if (folder / "config.json").is_file():
+        read_config(folder)  # raises for one of another program
+    elif any(folder.iterdir()):
+        raise ValueError(f"folder '{folder}' holds other files than a model: it has no config.json; choose another.")
 
 
 def save_model(
@@ -29,7 +55,7 @@ def save_model(
     """Writes a model folder, whole or not at all.
 
     Args:
-        folder: Where to; an existing model there is replaced.
+        folder: Where to; an existing model there is replaced, except for its ``README.md``.
         module: Generator, encoder, tokenizer or probe.
         dtype: Format of the stored weights.
         shared_tokenizer: Name of a bundled or official tokenizer to refer to, instead of a copy.
@@ -39,8 +65,7 @@ def save_model(
     Raises:
         ValueError: If the folder holds something else than a model.
     """
-    if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
-        raise ValueError(f"folder '{folder}' holds other files than a model; choose another one, or empty it.")
+    check_model_folder(folder)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -48,14 +73,26 @@ def save_model(
         _write(temporary, module, dtype, shared_tokenizer, tokenizer_changes or {})
         if probe is not None:
             save_model(temporary / "probe", probe, dtype=dtype)
+        if (folder / CARD).is_file():
+            shutil.copy2(folder / CARD, temporary)  # it may be written by hand
+        _replace(folder, temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Puts a new folder in a folder's place; on any error the old one stays."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
-    os.replace(temporary, folder)
+    try:
+        os.replace(new, folder)
+    except OSError:
+        if old.exists():
+            os.replace(old, folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

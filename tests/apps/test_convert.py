@@ -57,6 +57,8 @@ def test_a_folder_of_other_files_is_kept(genaim, tmp_path):
     assert done.code == 2
     assert "holds other files than a model" in done.err
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["thesis.txt"]
+    done = genaim("convert", "var-vqvae", VAR_FILE, tmp_path / "thesis")
+    assert "holds other files than a model" in done.err, "told only after the conversion"
 
 
 @pytest.mark.parametrize("command", [["sample", "--model"], ["info"]])

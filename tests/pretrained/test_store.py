@@ -51,6 +51,51 @@ def test_saving_again_replaces_a_model_but_nothing_else(tmp_path: Path) -> None:
     assert (tmp_path / "thesis" / "thesis.txt").read_text() == "years of work"
 
 
+def test_a_folder_with_the_config_of_another_program_is_kept(tmp_path: Path) -> None:
+    files = {"config.json": '{"name": "my web app"}', "README.md": "# Mine", "src/precious.py": "print()"}
+    for name, text in files.items():
+        (tmp_path / "app" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "app" / name).write_text(text)
+    with pytest.raises(ValueError, match="holds other files than a model, such as 'src'"):
+        save_model(tmp_path / "app", make_tokenizer())
+    assert {name: (tmp_path / "app" / name).read_text() for name in files} == files
+    (tmp_path / "app" / "src" / "precious.py").unlink()
+    (tmp_path / "app" / "src").rmdir()
+    with pytest.raises(ValueError, match="is not a genaim model of format 1"):
+        save_model(tmp_path / "app", make_tokenizer())
+    (tmp_path / "app" / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"it has no config\.json"):
+        save_model(tmp_path / "app", make_tokenizer())
+    assert [p.name for p in tmp_path.iterdir()] == ["app"]
+
+
+def test_saving_again_keeps_the_card_and_refuses_what_lies_beside_the_model(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save_model(folder, make_var())
+    (folder / "README.md").write_text("# Written by hand")
+    save_model(folder, make_var())
+    assert (folder / "README.md").read_text() == "# Written by hand"
+    (folder / "tokenizer" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"such as 'tokenizer/notes\.txt'; choose another one"):
+        save_model(folder, make_var())
+    assert (folder / "tokenizer" / "notes.txt").read_text() == "mine"
+
+
+def test_a_failed_replacement_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(tmp_path / "model", make_tokenizer())
+
+    def fail_for_the_new(source: Path, target: Path) -> None:
+        if source.name.endswith(".tmp"):
+            raise OSError("no space")
+        source.rename(target)
+
+    monkeypatch.setattr("genaim.pretrained.save.os.replace", fail_for_the_new)
+    with pytest.raises(OSError, match="no space"):
+        save_model(tmp_path / "model", make_tokenizer(codebook={"size": 8}))
+    assert load_tokenizer(str(tmp_path / "model")).codebook_size == 32
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
 def test_damaged_and_foreign_folders_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     save_model(folder, make_var())
