@@ -11,7 +11,7 @@ from torch import Tensor
 from genaim.config import data_root, find_recipe, load_config, recipes, validate
 from genaim.data import BadFiles, Batch, DataConfig, ImageDataset, Sample, SourceConfig, build_dataset
 from genaim.data.loader import Item, in_order
-from genaim.data.sources import detect_format
+from genaim.data.sources import detect_format, split_folder, split_folders
 from genaim.evaluation.image_sets import evenly
 from genaim.pretrained import bundled
 from genaim.training.config import parse_run
@@ -61,7 +61,8 @@ def held_out_split(path: str) -> str:
     """What the held-out split of a data set is called; of a folder without one it is the whole folder."""
     if detect_format(SourceConfig(path=path)) != "folder":
         return "test"
-    return next((name for name in ("test", "val") if (Path(path) / name).is_dir()), "train")
+    splits = split_folders(Path(path).expanduser())
+    return next((name for name in ("test", "val") if name in splits), "train")
 
 
 def load_mapping(text: str) -> dict[str, Any]:
@@ -221,6 +222,7 @@ def source_names(data: DataConfig, part: str) -> str:
     """Such as ``mnist (test)``."""
     found = []
     for source in data.train if part == "train" else data.val:
-        whole = detect_format(source) == "folder" and not (Path(source.path) / source.split).is_dir()
+        folder = Path(source.path).expanduser()
+        whole = detect_format(source) == "folder" and not split_folder(folder, source.split)
         found.append(Path(source.path).name + ("" if whole else f" ({source.split})"))
     return " and ".join(found)

@@ -12,7 +12,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -26,6 +26,9 @@ from genaim.data.transforms import open_image
 Format = Literal["folder", "idx", "parquet", "hub", "tar", "moments"]
 IMAGE_SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif", ".jp2"]
+)
+SPLIT_NAMES = frozenset(
+    ["train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "holdout", "heldout"]
 )
 IDX_PREFIXES = {"train": "train", "test": "t10k", "val": "t10k"}  # of the published MNIST files
 IDX_UBYTE = 0x08
@@ -41,7 +44,7 @@ class SourceConfig(Config):
     """What the path is; auto looks at the name and the files."""
     split: str = "train"
     """IDX: train or test; parquet and tar folders: files whose name starts so; Hub: the split; folder: the sub-folder
-    of that name, when there is one."""
+    of that name; train, the default, is a class like others where they are not of splits, such as val or test."""
     subset: str | None = None
     """Hub data sets with several configurations: the name of one."""
     image_column: str | None = None
@@ -203,19 +206,14 @@ class FolderSource:
         """Lists the files, sorted by relative path; files with other extensions and hidden files are ignored.
 
         Raises:
-            ValueError: If the folder or split does not exist, holds no file, or mixes files and class folders.
+            ValueError: If the folder or split does not exist, holds no file, or has files or splits beside classes.
         """
         refuse_columns(config, f"a folder of {self.content}")
         root = Path(config.path).expanduser()
         if not root.is_dir():
             raise ValueError(f"'{config.path}' is not a folder; check the path.")
-        if (root / config.split).is_dir():
-            root = root / config.split
-        elif config.split != "train":
-            folders = sorted(p.name for p in root.iterdir() if p.is_dir())
-            raise ValueError(f"'{config.path}' has no split '{config.split}'; {nearest(config.split, folders)}.")
-        self.root = root
-        files = _files(root, self.suffixes)
+        self.root = root = root / split_folder(root, config.split, self.suffixes)
+        files = sorted(_walk(root, self.suffixes))
         if not files:
             raise ValueError(
                 f"'{root}' holds no {self.content}; known extensions are {' '.join(sorted(self.suffixes))}."
@@ -249,15 +247,50 @@ class FolderSource:
         return digest("folder", [(name, (self.root / name).stat().st_size) for name in self.files])
 
 
-def _files(root: Path, suffixes: Collection[str]) -> list[str]:
-    found = []
+def split_folder(root: Path, split: str, suffixes: Collection[str] = IMAGE_SUFFIXES) -> str:
+    """The sub-folder of a split, or an empty name where the whole folder is meant.
+
+    Raises:
+        ValueError: If there is no split of that name, or it cannot be told from a class.
+    """
+    there = (root / split).is_dir()
+    if split == "train":  # the default, so that it may not have been asked for
+        return split if there and split in split_folders(root, suffixes) else ""
+    if not there:
+        folders = sorted(p.name for p in root.iterdir() if p.is_dir())
+        raise ValueError(f"'{root}' has no split '{split}'; {nearest(split, folders)}.")
+    return split
+
+
+def split_folders(root: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[str]:
+    """Sub-folders that are splits by their names, and none if a folder beside them is not, since all are classes then.
+
+    Folders without files of the suffixes do not count.
+
+    Raises:
+        ValueError: If there are several such names beside others, or one with class folders in it.
+    """
+    names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    splits = [name for name in names if name.lower() in SPLIT_NAMES]
+    others = [name for name in names if name not in splits and next(_walk(root / name, suffixes), None)]
+    if not splits or not others:
+        return splits
+    if len(splits) > 1 or any("/" in name for name in _walk(root / splits[0], suffixes)):
+        raise ValueError(
+            f"'{root}' holds splits ({', '.join(splits)}) beside other folders ({', '.join(others[:5])}); give the "
+            f"path of one, such as '{root / splits[0]}', or move the others."
+        )
+    return []
+
+
+def _walk(root: Path, suffixes: Collection[str]) -> Iterator[str]:
+    """Relative names of the files that end so, but for hidden ones."""
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         relative = Path(folder).relative_to(root)
-        found += [
-            (relative / f).as_posix() for f in files if Path(f).suffix.lower() in suffixes and not f.startswith(".")
-        ]
-    return sorted(found)
+        for f in files:
+            if Path(f).suffix.lower() in suffixes and not f.startswith("."):
+                yield (relative / f).as_posix()
 
 
 class IdxSource:

@@ -98,6 +98,35 @@ def test_folder_split_nested_and_hidden_files(classes):
     assert len(data) == 7 and data.class_names == ["cat", "dog"]
 
 
+def write_images(root: Path, *names: str) -> dict[str, str]:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(png(COLORS[0]))
+    return {"path": str(root)}
+
+
+def test_a_class_called_train_is_a_class(tmp_path):
+    vehicles = write_images(tmp_path, "bus/0.png", "car/0.png", "train/0.png", "train/1.png")
+    data = dataset(**vehicles)
+    assert data.class_names == ["bus", "car", "train"] and len(data) == 4
+    assert len(dataset(**vehicles, split="bus")) == 1, "a sub-folder that is asked for by name"
+
+
+def test_a_folder_called_train_beside_splits_is_a_split(tmp_path):
+    source = write_images(tmp_path, "train/cat/0.png", "train/dog/0.png", "Validation/cat/0.png", "test/dog/0.png")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "0.xml").write_text("no image")
+    assert dataset(**source).class_names == ["cat", "dog"] and len(dataset(**source, split="test")) == 1
+
+
+@pytest.mark.parametrize("names", [("train/0.png", "val/0.png", "extra/0.png"), ("train/cat/0.png", "extra/0.png")])
+def test_splits_beside_other_folders_are_refused(tmp_path, names):
+    source = write_images(tmp_path, *names)
+    with pytest.raises(ValueError, match=r"beside other folders \(extra\); give the path of one, such as '.*/train'"):
+        dataset(**source)
+    assert len(dataset(**source, split="extra")) == len(dataset(path=str(tmp_path / "train"))) == 1
+
+
 def test_limit_keeps_the_class_numbering(classes):
     data = dataset(path=str(classes), limit=2)
     assert len(data) == 2 and data.class_names == ["cat", "dog"]
