@@ -50,7 +50,7 @@ def recipes() -> dict[str, Path]:
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe given by path or by name.
+    """The file of a recipe given by path, or by name with or without ``.yaml``; a path names no bundled recipe.
 
     Raises:
         ValueError: If there is no such file and no such recipe.
@@ -58,9 +58,9 @@ def find_recipe(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     known = recipes()
-    if Path(name).stem in known and Path(name).suffix in ("", ".yaml"):
-        return known[Path(name).stem]
-    raise ValueError(f"recipe '{name}' is neither a file nor a bundled recipe; {nearest(name, known)}.")
+    if name.removesuffix(".yaml") in known:
+        return known[name.removesuffix(".yaml")]
+    raise ValueError(f"recipe '{name}' is neither a file nor a bundled recipe; {nearest(Path(name).stem, known)}.")
 
 
 def data_root() -> Path | None:

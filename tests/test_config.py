@@ -90,6 +90,9 @@ def test_recipes_are_found_by_name_and_by_file(tmp_path: Path) -> None:
     assert find_recipe("mnist-vq") == find_recipe("mnist-vq.yaml") == recipes()["mnist-vq"]
     with pytest.raises(ValueError, match=r"did you mean 'mnist-vq'\?"):
         find_recipe("mnist-qv")
+    for path in ("no/such/dir/mnist-vq.yaml", str(tmp_path / "mnist-vq"), "mnist-vq/"):
+        with pytest.raises(ValueError, match=r"is neither a file nor a bundled recipe; did you mean 'mnist-vq'\?"):
+            find_recipe(path)
 
 
 @pytest.mark.parametrize("name", recipes())
