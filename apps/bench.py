@@ -51,11 +51,12 @@ def bench(preset: str, *, model: str, repeats: int, device: str, compiled: bool,
     if compiled and preset == START:
         raise ValueError(f"--compile needs a --preset that samples published models: {', '.join(PRESETS)}.")
     locate(model, "generator")
-    if report is not None:
-        make_parent(report)
-    if preset == "gpu" and pick_device(device).type == "cpu":
+    where = pick_device(device)
+    if preset == "gpu" and where.type == "cpu":
         raise ValueError("--preset gpu is for a GPU, and there is none here; take --preset cpu, or tiny.")
-    progress, where, began = make_progress(sys.stderr), pick_device(device), time.perf_counter()
+    if report is not None:
+        make_parent(report)  # last, or what is refused would leave a folder
+    progress, began = make_progress(sys.stderr), time.perf_counter()
     progress.say(f"start-up and {COUNT} images of {model}, {repeats} times")
     starts = start_up(model, repeats)
     limits: dict[str, float] = {}

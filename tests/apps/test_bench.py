@@ -83,14 +83,19 @@ def test_speed_is_compared_by_images_a_second() -> None:
             ("--preset", "gpu", "--device", "cpu"),
             "--preset gpu is for a GPU, and there is none here; take --preset cpu",
         ),
-        (("--json", "."), "'.' is a folder; give the name of a file."),
+        (("--device", "tpu"), "unknown device 'tpu'"),
     ],
 )
 def test_what_cannot_be_measured_is_told_before_anything_is(
     genaim: Genaim, arguments: tuple[str, ...], told: str
 ) -> None:
-    done = genaim("bench", *arguments)
+    done = genaim("bench", *arguments, "--json", "new/deep/figures.json")
     assert (done.code, done.out) == (2, "") and done.err.startswith(f"error: {told}") and done.err.count("\n") == 1
+    assert not Path("new").exists()
+
+
+def test_figures_are_written_to_a_file(genaim: Genaim) -> None:
+    assert genaim("bench", "--json", ".").err == "error: '.' is a folder; give the name of a file.\n"
 
 
 def test_presets_are_named(genaim: Genaim) -> None:
