@@ -12,8 +12,10 @@ from typing import Any
 import typer
 
 DONE, BUG, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
-FOREIGN_INPUT_ERRORS = ("SafetensorError", "OutOfMemoryError", "YAMLError")
+FOREIGN_INPUT_ERRORS = ("SafetensorError", "YAMLError")
 """Libraries' errors that tell of the input or the machine, by name, since the libraries may not be imported."""
+MEMORY_IS_FULL = ("can't allocate memory", "not enough memory", "out of memory")
+"""What PyTorch's RuntimeErrors say of a CPU on Linux, on Windows, and of a GPU."""
 
 
 class Stopped(Exception):
@@ -52,25 +54,25 @@ def guarded(command: Callable[[], object]) -> int:
 
 def is_bad_input(error: Exception) -> bool:
     """Whether an error tells of the input or the machine, and not of a bug."""
-    if isinstance(error, ValueError | OSError | MemoryError | ImportError) or hasattr(error, "format_message"):
+    if isinstance(error, ValueError | OSError | ImportError) or hasattr(error, "format_message"):
+        return True
+    if is_out_of_memory(error):
         return True
     return any(kind.__name__ in FOREIGN_INPUT_ERRORS for kind in type(error).__mro__)
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory, of the machine or of its accelerator, did not suffice."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
-    )
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error tells that the memory of the machine or of its GPU is full."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY_IS_FULL)
 
 
 def one_line(error: Exception) -> str:
     """What went wrong, without line breaks."""
     if isinstance(error, OSError) and error.strerror:
         text = f"'{error.filename}': {error.strerror}" if error.filename else error.strerror
-    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    elif is_out_of_memory(error):
         text = "the machine's memory is full; use a smaller batch size."
     elif hasattr(error, "format_message"):  # a wrong option or command
         text = _usage(error)

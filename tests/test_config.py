@@ -86,6 +86,23 @@ def test_missing_keys_are_named(minimal: dict) -> None:
         parse_run(minimal, "recipe.yaml")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mlp_ratio": -1}, r"key 'model\.mlp_ratio' is -1; it must be greater than 0\.$"),
+        ({"mlp_ratio": float("inf")}, r"key 'model\.mlp_ratio' is inf; it must be a finite number\.$"),
+        (
+            {"kind": "causal", "head": {"kind": "categorical", "label_smoothing": 2}},
+            r"key 'model\.head\.label_smoothing' is 2; it must be less than 1\.$",
+        ),
+    ],
+)
+def test_numbers_out_of_range_are_refused(minimal: dict, changes: dict, message: str) -> None:
+    run = minimal | {"kind": "generator", "tokenizer": "emoji-vq", "model": {"kind": "var"} | changes}
+    with pytest.raises(ValueError, match=message):
+        parse_run(run, "recipe.yaml")
+
+
 def test_recipes_are_found_by_name_and_by_file(tmp_path: Path) -> None:
     assert find_recipe("mnist-vq") == find_recipe("mnist-vq.yaml") == recipes()["mnist-vq"]
     with pytest.raises(ValueError, match=r"did you mean 'mnist-vq'\?"):

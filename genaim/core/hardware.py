@@ -10,7 +10,7 @@ from torch import nn
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name; auto takes cuda, then mps, then cpu.
+    """The device of a name, such as cuda or cuda:1; auto takes cuda, then mps, then cpu.
 
     Raises:
         ValueError: If the device is not there.
@@ -18,12 +18,16 @@ def pick_device(name: str) -> torch.device:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
-    kind = name.partition(":")[0]
+    kind, colon, number = name.partition(":")
     if kind not in available:
         raise ValueError(f"unknown device '{name}'; use auto, cpu, cuda or mps.")
     if not available[kind]:
         here = ", ".join(k for k, there in available.items() if there)
         raise ValueError(f"device '{name}' is not available on this machine; use --device auto, or one of: {here}.")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if colon and number not in map(str, range(count)):
+        there = kind if count == 1 else f"{kind}:0 to {kind}:{count - 1}"
+        raise ValueError(f"there is no device '{name}'; use --device auto, or {there}.")
     return torch.device(name)
 
 

@@ -40,7 +40,7 @@ class TransformerConfig(Config):
     """Number of blocks."""
     num_heads: int = Field(ge=1)
     """Attention heads; they divide the width."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = Field(4.0, gt=0, allow_inf_nan=False)
     """Hidden width of the MLP over the width."""
     norm: Norm = "layernorm"
     """layernorm, layernorm_no_affine or rmsnorm."""

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from genaim.core.layers import in_float32
@@ -18,7 +19,7 @@ class CategoricalHeadConfig(HeadConfig):
     """Name in the registry of heads."""
     num_codes: int = 0
     """Codes V; filled in by the model."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target probability that is spread over all codes in training."""
 
     def fitted(self, width: int, tokens: TokenSpec) -> Self:

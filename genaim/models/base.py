@@ -62,7 +62,7 @@ class GeneratorConfig(Config):
     needs. Where there is such an image, so many rows more lose the class alone: pictures mostly come without one."""
     sampling: SamplingDefaults = SamplingDefaults()
     """How the model is sampled by default."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = Field(4.0, gt=0, allow_inf_nan=False)
     """Hidden width of the transformer's MLP over its width."""
     attention_backend: str = "sdpa"
     """sdpa runs everywhere; flex and xformers are for CUDA."""
