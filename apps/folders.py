@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from genaim.core.files import file_written_whole
+
 RECORD = "record.json"
 RECORD_FORMAT = "genaim sample 1"
 
@@ -120,17 +122,6 @@ def check_writable(folder: Path, option: str) -> None:
         raise ValueError(f"{option} '{folder}' cannot be a folder, since '{there}' is a file; choose another.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"{option} '{folder}' cannot be written: no permission in '{there}'; choose another.")
-
-
-@contextmanager
-def file_written_whole(file: Path) -> Iterator[Path]:
-    """Yields a temporary name beside a file, with its ending, and renames it at the end; an error leaves nothing."""
-    temporary = file.with_name(f".{file.stem}.tmp-{os.getpid()}{file.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(file: Path, text: str) -> None:

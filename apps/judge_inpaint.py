@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from apps.errors import guarded
-from apps.folders import file_written_whole, make_parent, write_json
+from apps.folders import make_parent, write_json
 from apps.held_out import EMOJI_SIDE, held_out_emoji, row_names
+from genaim.core.files import file_written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor

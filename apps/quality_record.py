@@ -12,13 +12,14 @@ from PIL import Image
 from pydantic import model_validator
 
 from apps.extractors import NamedExtractor
-from apps.folders import file_written_whole, read_json, write_text
+from apps.folders import read_json, write_text
 from apps.quality_request import QualityRequest, request_to_dict
 from apps.request import Settings
 from apps.sample import libraries, machine
 from apps.sample import write_record as write_lines
 from apps.tables import markdown_table
 from genaim.config import Config
+from genaim.core.files import file_written_whole
 from genaim.data.sources import digest
 from genaim.evaluation.chunks import pictures
 from genaim.evaluation.image_sets import CHUNK, num_chunks

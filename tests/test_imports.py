@@ -24,7 +24,7 @@ ALLOWED = {
     "heads": {"core", "config"},
     "tokenizers": {"core", "config"},
     "core": {"config"},
-    "data": {"config", "genaim.core.noise"},
+    "data": {"config", "genaim.core.files", "genaim.core.noise"},
     "config": set[str](),
     "genaim": set[str](),  # genaim/__init__.py
 }

@@ -7,7 +7,6 @@ A recipe trains from such a folder as from images, its format is seen by its fil
 training draws. The tokenizer must be the one that wrote the moments.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genaim.core.files import file_written_whole
 from genaim.data.dataset import BadFiles, CountedDataset, DataConfig, ImageDataset, ImageTransform, Sample
 from genaim.data.loader import eval_batches
 from genaim.data.sources import ChosenSource, FolderSource, digest
@@ -104,10 +104,8 @@ def read_moments(path: Path) -> Moments:
 def write_moments(path: Path, moments: Moments) -> None:
     """Writes the moments of one image, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        np.savez(file, moments=moments[0], moments_flip=moments[1])
-    os.replace(temporary, path)
+    with file_written_whole(path) as temporary:
+        np.savez(temporary, moments=moments[0], moments_flip=moments[1])
 
 
 @torch.no_grad()

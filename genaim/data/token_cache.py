@@ -7,7 +7,6 @@ Another tokenizer or another crop is another folder; old ones may be deleted at 
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from genaim.core.files import file_written_whole
 from genaim.data.dataset import BadFiles, ImageDataset, Sample
 from genaim.data.loader import Item, in_order
 from genaim.data.sources import digest
@@ -215,9 +215,8 @@ def _encode_shard(
     }
     if reduced:
         content["low_res"] = rearrange(torch.cat(reduced), "(i v) ... -> i v ...", v=views).contiguous()
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")  # two processes that build the same do not collide
-    save_file(content, temporary, metadata={"bad": json.dumps(list(bad))})
-    os.replace(temporary, file)
+    with file_written_whole(file) as temporary:
+        save_file(content, temporary, metadata={"bad": json.dumps(list(bad))})
     return list(bad)
 
 

@@ -7,7 +7,6 @@ computes with as many threads (`OMP_NUM_THREADS`): matrix libraries round differ
 Processes find each other's chunks in one folder. On several machines it must be on a file system that they share.
 """
 
-import os
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from genaim.core.files import file_written_whole
 from genaim.core.progress import Progress, duration
 from genaim.evaluation.extractors import Extractor
 from genaim.evaluation.image_sets import CHUNK, ImageSet, num_chunks
@@ -96,9 +96,5 @@ def _complete(path: Path, keep: bool) -> bool:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    temporary = path.with_suffix(f".tmp-{os.getpid()}")
-    try:
+    with file_written_whole(path) as temporary:
         save_file(tensors, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ It is trained on real MNIST only and shares no weights with any tokenizer or gen
 features for precision and recall in `genaim.evaluation.judge`.
 """
 
-import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from genaim.core.files import file_written_whole
 from genaim.data import DataConfig, SourceConfig, build_dataset, eval_batches
 from genaim.evaluation.probe_training import Report
 
@@ -169,9 +169,8 @@ def load_digits(folder: Path, split: str, limit: int | None = None) -> tuple[Ten
 def save_digit_cnn(path: Path, model: DigitCNN, test_accuracy: float) -> None:
     """Writes the weights and their test accuracy, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(model.state_dict(), temporary, metadata={"test_accuracy": repr(test_accuracy)})
-    os.replace(temporary, path)
+    with file_written_whole(path) as temporary:
+        save_file(model.state_dict(), temporary, metadata={"test_accuracy": repr(test_accuracy)})
 
 
 def load_digit_cnn(path: Path) -> tuple[DigitCNN, float]:

@@ -4,7 +4,6 @@
 Statistics of ours come with ``extractor``, ``count`` and ``image_size`` (height, width), which ADM's do not say.
 """
 
-import os
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from genaim.core.files import file_written_whole
 from genaim.evaluation.image_sets import ImageSet, from_array
 from genaim.evaluation.quality import Statistics
 
@@ -76,11 +76,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def write_npz(path: Path, **arrays: np.ndarray | str | int | tuple[int, int]) -> None:
-    """Writes an npz file under another name and moves it into place."""
-    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}.npz")
-    try:
-        content: Any = {name: np.asarray(array) for name, array in arrays.items()}
+    """Writes an npz file, whole or not at all."""
+    content: Any = {name: np.asarray(array) for name, array in arrays.items()}
+    with file_written_whole(path) as temporary:
         np.savez(temporary, **content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,7 +1,6 @@
 """The files of a run folder beside its checkpoints: the recipe as it was run, and the metrics."""
 
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from genaim.core.files import file_written_whole
 from genaim.training.checkpoint import checkpoints
 from genaim.training.config import RunConfig
 
@@ -29,9 +29,8 @@ def write_config(folder: Path, config: RunConfig) -> None:
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    os.replace(temporary, path)
+    with file_written_whole(path) as temporary:
+        temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def changed_keys(stored: dict[str, Any], config: RunConfig) -> list[str]:
@@ -57,6 +56,5 @@ def truncate_metrics(path: Path, step: int) -> None:
             continue
         if row["step"] <= step:
             kept.append(line)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(temporary, path)
+    with file_written_whole(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in kept))

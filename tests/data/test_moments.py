@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from genaim.data import BadFiles, DataConfig, MomentsDataset, build_dataset, cache_moments, eval_batches, make_loader
-from genaim.data.moments import read_moments
+from genaim.data.moments import read_moments, write_moments
 
 
 def moments_of(images: torch.Tensor) -> torch.Tensor:
@@ -127,6 +127,19 @@ def test_written_moments_are_those_of_image_and_mirror(tmp_path: Path) -> None:
         assert image.equal(moments_of(pixels)[0])
         assert mirrored.equal(moments_of(pixels.flip(-1))[0])
         assert not image.equal(mirrored)
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(path: Path, **arrays: np.ndarray) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    write_moments(tmp_path / "a.npz", (np.zeros((2, 1, 1)), np.ones((2, 1, 1))))
+    monkeypatch.setattr(np, "savez", full_disk)
+    with pytest.raises(OSError, match="disk full"):
+        write_moments(tmp_path / "a.npz", (np.ones((2, 1, 1)), np.ones((2, 1, 1))))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+    assert not read_moments(tmp_path / "a.npz")[0].any()
 
 
 def test_images_of_several_sources_are_numbered(flat: Path, classes: Path, tmp_path: Path) -> None:
