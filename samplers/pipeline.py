@@ -23,6 +23,7 @@ from samplers.labels import class_numbers
 from samplers.prepare import prepare
 
 StepEndCallback = Callable[["GenAIMPipeline", int, int, dict[str, Tensor]], dict[str, Tensor] | None]
+ClassLabels = Sequence[int | str] | Tensor | np.ndarray | int | str | None
 NUM_IMAGES = 16  # as the command line
 
 
@@ -53,11 +54,15 @@ class GenAIMPipeline(DiffusionPipeline):  # type: ignore[misc]
         return cls(load_generator(str(name), device=device), torch_dtype)
 
     def to(self, *places: torch.device | torch.dtype | str) -> "GenAIMPipeline":
-        """Moves the weights to a device, and sets the number format of matrix products; weights stay as they are."""
+        """Moves the weights to a device, and sets the number format of matrix products; weights stay as they are.
+
+        Raises:
+            ValueError: If the model would have to move after `prepare`.
+        """
         for place in places:
             if isinstance(place, torch.dtype):
                 self.torch_dtype = place
-            else:
+            elif torch.empty(0, device=place).device != self.model.device:  # a prepared model refuses any move
                 self.model.to(place)
         return self
 
@@ -91,7 +96,7 @@ class GenAIMPipeline(DiffusionPipeline):  # type: ignore[misc]
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: Sequence[int | str] | int | str | None = None,
+        class_labels: ClassLabels = None,
         *,
         guidance_scale: float | None = None,
         num_inference_steps: int | None = None,
@@ -110,7 +115,8 @@ class GenAIMPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Generates one image per label.
 
         Args:
-            class_labels: Class of each image by number or name; None takes the classes in turn for 16 images.
+            class_labels: Class of each image by number or name, or a tensor or array of numbers, (B,); None takes the
+                classes in turn for 16 images.
             guidance_scale: 1.0 is off; None takes the model's default.
             num_inference_steps: Number of steps, for orders that can choose it.
             temperature: Below 1 prefers likely tokens; None takes the model's default.
@@ -167,7 +173,7 @@ class GenAIMPipeline(DiffusionPipeline):  # type: ignore[misc]
             images = _finished(torch.cat(list(batches)), output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _labels(self, given: Sequence[int | str] | int | str | None) -> Tensor:
+    def _labels(self, given: ClassLabels) -> Tensor:
         """Class numbers, (B,) int64."""
         config = self.model.config
         if not config.num_classes:
@@ -177,7 +183,25 @@ class GenAIMPipeline(DiffusionPipeline):  # type: ignore[misc]
         if given is None:
             return torch.arange(NUM_IMAGES) % config.num_classes
         labels = [given] if isinstance(given, int | str) else given
+        if isinstance(given, Tensor | np.ndarray):
+            labels = _listed(given)
         return torch.tensor([n for label in labels for n in class_numbers([str(label)], config)], dtype=torch.int64)
+
+
+def _listed(labels: Tensor | np.ndarray) -> list[int]:
+    """The numbers of a tensor or array of them.
+
+    Raises:
+        ValueError: If it has not one dimension, or other values than integers.
+    """
+    array = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"class_labels is {array.dtype} of shape {array.shape}; give integers of shape (B,), or a list of numbers "
+            "and names."
+        )
+    found: list[int] = array.tolist()
+    return found
 
 
 def _seed(generator: torch.Generator | None, seed: int | None) -> int:

@@ -129,6 +129,24 @@ def test_classes_by_number_and_name(pipe: GenAIMPipeline) -> None:
         pipe(class_labels=[3])
 
 
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, lambda numbers: np.array(numbers, np.uint8)])
+def test_classes_as_a_tensor_or_array(pipe: GenAIMPipeline, kind: Any) -> None:
+    assert same(pipe(class_labels=kind([0, 2]), seed=0), pipe(class_labels=[0, 2], seed=0))
+    for wrong in (kind([[0, 2]]), torch.tensor([0.0]), np.array([True]), torch.tensor(0)):
+        with pytest.raises(ValueError, match=r"class_labels is .* of shape .*; give integers of shape \(B,\)"):
+            pipe(class_labels=wrong)
+    with pytest.raises(ValueError, match="unknown class '3'"):
+        pipe(class_labels=kind([3]))
+
+
+def test_a_prepared_pipeline_goes_to_where_it_is(pipe: GenAIMPipeline) -> None:
+    pipe.to(torch.float32).prepare()
+    assert pipe.to("cpu").to(torch.device("cpu"), torch.float32) is pipe
+    assert len(pipe(class_labels=[0], seed=0).images) == 1
+    with pytest.raises(ValueError, match="load it anew to move"):
+        pipe.to("meta")
+
+
 def test_an_unconditional_model_takes_no_classes() -> None:
     pipe = GenAIMPipeline(make_var(num_classes=0))
     pipe.set_progress_bar_config(disable=True)
