@@ -1,5 +1,6 @@
 """The one loop: generation, and completion of images of which some tokens are given, over any model."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,42 @@ from samplers.guidance import SCHEDULES
 
 StepCallback = Callable[[Step, Tensor], None]
 """Called after every step with the step and the canvas of tokens; raising stops the generation."""
+
+
+def check_inputs(
+    model: GenerativeModel,
+    labels: Tensor,
+    given: Given | None,
+    low_res: Tensor | None,
+    guidance_scale: float | None,
+    num_steps: int | None,
+) -> None:
+    """Checks what can be told without reading a tensor.
+
+    Raises:
+        ValueError: If labels are no integers (B,), what is given has another number of rows or tokens, the guidance is
+            not finite, or there is no step.
+    """
+    if not isinstance(labels, Tensor) or labels.dtype not in (torch.int64, torch.int32) or labels.dim() != 1:
+        is_tensor = isinstance(labels, Tensor)
+        found = f"{labels.dtype} of shape {tuple(labels.shape)}" if is_tensor else f"a {type(labels).__name__}"
+        raise ValueError(f"labels must be a tensor of integers, (B,), such as torch.tensor([0, 3]), not {found}.")
+    if given is not None:
+        rows = (len(labels), model.order.num_tokens)
+        for name, values in zip(given._fields, given, strict=True):
+            if values.shape[:2] != rows:
+                raise ValueError(
+                    f"given.{name} must be {rows} for {rows[0]} labels and the model's {rows[1]} tokens, not "
+                    f"{tuple(values.shape)}."
+                )
+        if given.known.dtype != torch.bool:
+            raise ValueError(f"given.known must be bool, True where a token is given, not {given.known.dtype}.")
+    if low_res is not None and len(low_res) != len(labels):
+        raise ValueError(f"low_res has {len(low_res)} images for {len(labels)} labels; give one for each.")
+    if guidance_scale is not None and not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale must be a finite number, not {guidance_scale}; 1.0 is off.")
+    if num_steps is not None and num_steps < 1:
+        raise ValueError(f"{num_steps} steps are asked for; ask for 1 or more.")
 
 
 @torch.no_grad()
@@ -49,8 +86,10 @@ def decode(
         Tokens, (B, N) int64 or (B, N, C).
 
     Raises:
-        ValueError: If an option does not fit the model, or the schedule would make an image depend on its batch.
+        ValueError: If an input has another shape or type, an option does not fit the model, or the schedule would make
+            an image depend on its batch.
     """
+    check_inputs(model, labels, given, low_res, guidance_scale, num_steps)
     options = options or SamplingOptions()
     model.head.check_options(options)
     name = guidance_schedule or model.guidance_schedule

@@ -10,7 +10,7 @@ from genaim.core.hardware import autocast
 from genaim.core.noise import NoiseSource
 from genaim.heads import SamplingOptions
 from genaim.models import GenerativeModel, Given
-from samplers.decode import StepCallback, decode
+from samplers.decode import StepCallback, check_inputs, decode
 
 DECODED_PIXELS, DECODED_PIXELS_CUDA = 2**18, 2**22
 """Most pixels that are decoded at once, 4 and 64 images of 256 pixels. The decoder of VAR holds about 4 KB for each."""
@@ -66,7 +66,7 @@ def generate(
         Images, (B, 3, H, W) float32 in [-1, 1], on the model's device.
 
     Raises:
-        ValueError: If there is no label, or an option does not fit the model.
+        ValueError: If there is no label, an input has another shape or type, or an option does not fit the model.
     """
     batches = generate_batches(
         model,
@@ -102,6 +102,7 @@ def generate_batches(
     on_step: StepCallback | None = None,
 ) -> Iterator[Tensor]:
     """`generate`, batch by batch, so that a long run can be written as it goes."""
+    check_inputs(model, labels, given, low_res, guidance_scale, num_steps)
     if len(labels) == 0:
         raise ValueError("there is nothing to generate: 0 images were asked for; ask for 1 or more.")
     if batch_size is not None and batch_size < 1:
@@ -120,8 +121,6 @@ def generate_batches(
     labels = labels.to(model.device)
     indices = torch.arange(first_index, first_index + len(labels), device=model.device)
     size = batch_size or len(labels)
-    if low_res is not None and len(low_res) != len(labels):
-        raise ValueError(f"low_res has {len(low_res)} images for {len(labels)} labels; give one for each.")
     for first in range(0, len(labels), size):
         rows = slice(first, first + size)
         with autocast(model.device, dtype):

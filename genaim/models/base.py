@@ -24,9 +24,9 @@ from genaim.tokenizers import Tokenizer
 class SamplingDefaults(SamplingOptions):
     """How a model is sampled when nothing else is asked for; stored with its weights."""
 
-    guidance_scale: float = 1.0
+    guidance_scale: float = Field(1.0, allow_inf_nan=False)
     """Guidance at the end of its schedule; 1.0 is off."""
-    num_steps: int | None = None
+    num_steps: int | None = Field(None, ge=1)
     """Steps of generation, for orders that can choose them; None takes the order's own."""
 
     def options(self, **given: float | str | None) -> SamplingOptions:

@@ -1,5 +1,6 @@
 """The decode loop and its guidance schedules."""
 
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from genaim.core.order import Step
 from genaim.heads import SamplingOptions
 from genaim.models import Given
 from samplers.decode import decode
+from samplers.generate import generate
 from samplers.guidance import SCHEDULES
 from tests.tiny import make_latents, make_model, make_var
 
@@ -109,6 +111,39 @@ def test_a_ramp_by_steps_would_depend_on_what_other_images_are_given() -> None:
     decode(model, torch.tensor([0]), **ask)
     with pytest.raises(ValueError, match=r"goes by the number of steps, .*; take linear_in_share or constant"):
         decode(model, torch.tensor([0]), given=given, **ask)
+
+
+def rows_given(rows: int, known: torch.dtype = torch.bool, count: int = 21) -> Given:
+    return Given(torch.zeros(rows, count, dtype=torch.int64), torch.zeros(rows, count, dtype=known))
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        ([0, 3], {}, r"labels must be a tensor of integers, \(B,\).*not a list"),
+        (torch.tensor([0.0, 3.0]), {}, r"labels must be .*not torch\.float32 of shape \(2,\)"),
+        (torch.tensor([[0, 3]]), {}, r"labels must be .*not torch\.int64 of shape \(1, 2\)"),
+        (None, {"given": rows_given(3)}, r"given\.tokens must be \(2, 21\) for 2 labels .*not \(3, 21\)"),
+        (None, {"given": rows_given(1)}, r"given\.tokens must be \(2, 21\) for 2 labels .*not \(1, 21\)"),
+        (None, {"given": rows_given(2, count=9)}, r"given\.tokens must be .* the model's 21 tokens, not \(2, 9\)"),
+        (None, {"given": rows_given(2, torch.int64)}, r"given\.known must be bool.*not torch\.int64"),
+        (None, {"low_res": torch.zeros(3, 3, 4, 4)}, "low_res has 3 images for 2 labels"),
+        (None, {"guidance_scale": float("nan")}, "guidance_scale must be a finite number, not nan"),
+        (None, {"num_steps": -3}, "-3 steps are asked for; ask for 1 or more"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(labels: Any, options: dict[str, Any], message: str) -> None:
+    model, labels = make_var(), torch.tensor([0, 3]) if labels is None else labels
+    with pytest.raises(ValueError, match=message):
+        generate(model, labels, **options)
+    with pytest.raises(ValueError, match=message):
+        decode(model, labels, noise=NoiseSource(0, torch.arange(2)), **options)
+
+
+@pytest.mark.parametrize("default", [{"guidance_scale": math.nan}, {"guidance_scale": math.inf}, {"num_steps": -3}])
+def test_stored_defaults_are_in_range(default: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(default))):
+        make_var(sampling=default)
 
 
 def test_options_reach_the_head() -> None:
