@@ -92,7 +92,8 @@ def test_diffusion_steps_and_scheduler_are_those_of_the_command_line(tmp_path: P
     pipe = GenAIMPipeline.from_pretrained(tmp_path / "model").prepare()
     pipe.set_progress_bar_config(disable=True)
     assert (pixels(pipe(class_labels=[0, 1], seed=2, **options).images) == pixels(written)).all()
-    assert not (pixels(pipe(class_labels=[0, 1], seed=2).images) == pixels(written)).all()
+    exact = [pipe(class_labels=[0, 1], seed=2, output_type="pt", **asked).images for asked in ({}, options)]
+    assert not torch.equal(*exact)  # of random weights solvers differ by less than a level
 
 
 def test_save_and_load_keep_the_pictures(pipe: GenAIMPipeline, tmp_path: Path) -> None:
