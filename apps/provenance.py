@@ -84,7 +84,7 @@ def command(config: TokenizerRunConfig | GeneratorRunConfig, recipe: str) -> str
 
 def portable(config: AnyRunConfig) -> dict[str, Any]:
     """A recipe without what does not change the weights, and without this machine's folders."""
-    plain = config.model_dump(mode="json", exclude={"tokenizer_weights"})
+    plain = config.model_dump(mode="json", exclude={"tokenizer_weights", "data_fingerprint"})
     for key in ("folder", "device", "trackers", "cache_folder", "log_every", "save_every", "validate_every"):
         plain.pop(key, None)
     plain["data"].pop("num_workers")

@@ -33,7 +33,7 @@ from genaim.tokenizers import fingerprint
 from genaim.training.checkpoint import checkpoints, load_state
 from genaim.training.config import GeneratorRunConfig, parse_run
 from genaim.training.run import train as run_training
-from genaim.training.run_folder import changed_keys
+from genaim.training.run_folder import WHERE_AND_HOW, changed_keys
 from genaim.training.trainer import Interrupted, end_processes
 
 VALIDATIONS = 10  # of every point, unless the command says otherwise
@@ -146,9 +146,11 @@ def settle_study(out: Path, config: GeneratorRunConfig, grid: Sequence[GridPoint
     names = [point.config.name for point in grid]
     if path.is_file():
         before = read_study(path)
-        changed = changed_keys(before["recipe"], config)
+        # a point is measured by the lowest of its validations
+        changed = changed_keys(before["recipe"], config, WHERE_AND_HOW - {"validate_every"})
         if changed:
-            what = "--budget" if changed[0] == "steps" else f"'{changed[0]}'"
+            key = next(iter(changed))
+            what = "--budget" if key == "steps" else f"'{key}'"
             raise ValueError(f"{out} holds a study with another {what}; choose another --out, or remove the folder.")
         missing = [name for name in before["points"] if name not in names]
         if missing:

@@ -336,7 +336,7 @@ class BadFiles:
         if self.seen >= self.min_seen and self.count > self.max_bad_share * self.seen:
             raise ValueError(
                 f"{self.summary()}: {self.count / self.seen:.1%} of the images read, more than max_bad_share = "
-                f"{self.max_bad_share:.1%}. Repair or remove the files, or raise max_bad_share."
+                f"{self.max_bad_share:.1%}. Repair or remove the files, or raise data.max_bad_share."
             )
 
     def summary(self) -> str:

@@ -41,6 +41,8 @@ class RunConfig(Config):
     """Seed of weights, data order and noise."""
     data: DataConfig
     """Training and validation images."""
+    data_fingerprint: str | None = None
+    """Fingerprint of the files, filled in by the run, which continues with the same data in another place."""
     init: str | None = None
     """A model to start from: bundled or official name, model folder or run folder; its classes may be others."""
     steps: int = Field(gt=0)

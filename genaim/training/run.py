@@ -93,7 +93,8 @@ def train(
             raise ValueError(f"init is '{config.init}', but nothing can read it; pass load_model=.")
         start_from(task.model, load_model(config.init), config.init, progress)
     if accelerator.is_main_process:
-        write_config(folder, config)
+        prints = [data.fingerprint() for data in (train_set, val_set) if data is not None]
+        write_config(folder, config.model_copy(update={"data_fingerprint": "-".join(prints)}))
         kept = (folder / "tokenizer").exists() and checkpoints(folder)
         if tokenizer is not None and store_tokenizer is not None and not kept:
             store_tokenizer(folder / "tokenizer", tokenizer)

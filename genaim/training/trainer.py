@@ -221,10 +221,15 @@ class Trainer:
         norm = float(self.accelerator.clip_grad_norm_(module.parameters(), limit))
         mean = (totals["loss"][0] / count).item()
         if not (math.isfinite(mean) and math.isfinite(norm)):
-            kept = checkpoints(self.folder)
+            remedy = "lower optimizer.lr or use dtype=float32."
+            if checkpoints(self.folder):  # a run keeps its learning rate
+                remedy = (
+                    "go on from the last checkpoint with dtype=float32, or lower optimizer.lr in a run from its "
+                    f"weights: choose another name= and init={self.folder}."
+                )
             raise ValueError(
-                f"step {self.step + 1}: the loss is {mean} and its gradient norm {norm}; stopped without saving. "
-                f"The last good checkpoint is {kept[-1] if kept else 'none'}; lower optimizer.lr or use dtype=float32."
+                f"step {self.step + 1}: the loss is {mean} and its gradient norm {norm}; stopped without saving: "
+                f"{remedy}"
             )
         optimizer.step()
         totals["loss"] = (totals["loss"][0] / count, torch.ones_like(count))

@@ -182,7 +182,8 @@ def test_a_study_of_other_weights_or_another_recipe_is_refused(genaim, recipe, t
     for changed, name in (
         (("--budget", "4"), "another --budget"),
         (("batch_size=4",), "another 'batch_size'"),
-        (("data.flip=true",), "another 'data'"),
+        (("data.flip=true",), "another 'data.flip'"),
+        (("validate_every=2",), "another 'validate_every'"),
     ):
         done = genaim("scaling", recipe, *grid, *changed)
         assert (done.code, done.err.count("\n")) == (2, 1) and name in done.err and "another --out" in done.err

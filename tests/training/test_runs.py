@@ -20,11 +20,12 @@ from torch import Tensor
 from genaim.data import DataConfig, build_dataset
 from genaim.data.transforms import resize_images, tensor_to_levels
 from genaim.models import GenerativeModel
-from genaim.pretrained import load_encoder, load_generator, load_tokenizer, save_model
+from genaim.pretrained import from_pretrained, load_encoder, load_generator, load_tokenizer, save_model
 from genaim.training.checkpoint import checkpoints, load_checkpoint
 from genaim.training.config import parse_run
 from genaim.training.run import train
 from genaim.training.trainer import Interrupted
+from tests.tiny import merge
 from tests.training.runs import StopAt, make_images, make_tokenizer, recipe, start
 
 ROOT = Path(__file__).parents[2]
@@ -169,11 +170,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(root: Path) -> None:
     assert not checkpoints(root / "runs" / "tokenizer")
 
 
-def test_its_remedy_works(root: Path) -> None:
-    """A run that has saved nothing may start again with another recipe."""
-    with pytest.raises(ValueError, match="lower optimizer"):
+def test_its_remedy_works(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that has saved nothing may start again with another recipe; its weights start another run, once it has."""
+    with pytest.raises(ValueError, match="saving: lower optimizer"):
         start(recipe(root, "tokenizer", optimizer={"lr": 1e30, "warmup_steps": 0, "clip_norm": None}))
-    start(recipe(root, "tokenizer"))
+    monkeypatch.setattr("genaim.training.trainer.learning_rate", lambda c, step, steps: c.lr if step < 2 else 1e30)
+    diverging = recipe(root, "tokenizer", optimizer={"clip_norm": None}, validate_every=9)
+    with pytest.raises(ValueError, match=r"lower optimizer\.lr in a run .*: choose another name= and init=") as error:
+        start(diverging)
+    monkeypatch.undo()
+    init = str(error.value).rsplit("init=", 1)[1].rstrip(".")
+    config = parse_run(recipe(root, "tokenizer", name="lower", optimizer={"lr": 1e-3}, init=init), "test")
+    train(config, StopAt(None), store_tokenizer=save_model, load_model=from_pretrained)
 
 
 def test_only_two_checkpoints_are_kept_and_no_temporary_one(root: Path) -> None:
@@ -195,8 +203,53 @@ def test_a_half_written_checkpoint_is_ignored(root: Path) -> None:
 
 def test_another_recipe_does_not_continue_a_run(root: Path) -> None:
     start(recipe(root, "tokenizer"))
-    with pytest.raises(ValueError, match="holds a run with another 'optimizer'; choose another name="):
+    wanted = r"holds a run with another 'optimizer\.lr' \(0\.002, now 0\.0005\); choose another name= \(init="
+    with pytest.raises(ValueError, match=wanted):
         start(recipe(root, "tokenizer", optimizer={"lr": 5e-4, "warmup_steps": 2}))
+
+
+def test_what_changes_no_weights_may_change_in_a_run(root: Path) -> None:
+    """Bit for bit: the data are moved, and validations and checkpoints come at other steps."""
+    whole, _ = start(recipe(root, "generator", name="whole"))
+    parts = recipe(root, "generator", name="parts")
+    with pytest.raises(RuntimeError, match="crash"):
+        start(parts, 3)
+    (root / "images").rename(root / "moved")
+    moved = {"train": {"path": str(root / "moved")}, "val": {"path": str(root / "moved")}}
+    other = {"data": {**moved, "max_bad_share": 0.5}, "validate_every": 1, "save_every": 5, "log_every": 4}
+    resumed, progress = start(merge(parts, other))
+    assert any("continuing" in line for line in progress.lines)
+    assert contents(whole) == contents(resumed)
+    stored = yaml.safe_load((resumed / "config.yaml").read_text())
+    assert (stored["data"]["train"][0]["path"], stored["log_every"]) == (str(root / "moved"), 4)
+    make_images(root / "other", 23)
+    different = {"data": moved | {"train": {"path": str(root / "other")}}}
+    with pytest.raises(ValueError, match=r"another 'data\.train\.0\.path' \('.*moved', now '.*other'\)"):
+        start(merge(parts, different))
+
+
+def test_what_changes_the_rounding_alone_may_change_in_a_run(root: Path) -> None:
+    whole, _ = start(recipe(root, "generator", name="whole"))
+    with pytest.raises(RuntimeError, match="crash"):
+        start(recipe(root, "generator"), 3)
+    folder, _ = start(recipe(root, "generator", accumulate=2, model={"gradient_checkpointing": True}))
+    expected, got = (load_checkpoint(checkpoints(f)[-1])[0]["weights"] for f in (whole, folder))
+    for name, weight in expected.items():
+        torch.testing.assert_close(got[name], weight, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_a_run_with_a_constant_learning_rate_can_be_lengthened(root: Path) -> None:
+    """Bit for bit as one that was longer from its start; the cosine would be another one."""
+    constant = {"optimizer": {"schedule": "constant"}}
+    whole, _ = start(recipe(root, "tokenizer", name="whole", **constant))
+    start(recipe(root, "tokenizer", steps=3, **constant))
+    folder, _ = start(recipe(root, "tokenizer", **constant))
+    assert contents(whole) == contents(folder)
+    with pytest.raises(ValueError, match=r"another 'steps' \(6, now 4\), of which 6 are done"):
+        start(recipe(root, "tokenizer", steps=4, **constant))
+    start(recipe(root, "tokenizer", name="cosine", steps=3))
+    with pytest.raises(ValueError, match=r"another 'steps' \(3, now 6\), which the learning rate of schedule=cosine"):
+        start(recipe(root, "tokenizer", name="cosine"))
 
 
 def test_a_key_that_is_younger_than_a_run_does_not_stop_it(root: Path) -> None:
@@ -206,9 +259,10 @@ def test_a_key_that_is_younger_than_a_run_does_not_stop_it(root: Path) -> None:
     del stored["data"]["train"][0]["num_images"], stored["views"]
     (folder / "config.yaml").write_text(yaml.safe_dump(stored))
     start(recipe(root, "generator"))
+    stored = yaml.safe_load((folder / "config.yaml").read_text())
     stored["data"]["train"][0]["key_of_the_past"] = 1
     (folder / "config.yaml").write_text(yaml.safe_dump(stored))
-    with pytest.raises(ValueError, match="another 'data'"):
+    with pytest.raises(ValueError, match=r"another 'data\.train\.0\.key_of_the_past' \(1, now None\)"):
         start(recipe(root, "generator"))
 
 
