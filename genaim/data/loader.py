@@ -116,14 +116,19 @@ def _quotas(weights: Sequence[float], block: int) -> list[int]:
     return [int(q) for q in quotas]
 
 
-def class_groups(dataset: MapDataset, balance: float) -> tuple[list[int], list[float], np.ndarray]:
+def class_groups(dataset: MapDataset | StreamDataset, balance: float) -> tuple[list[int], list[float], np.ndarray]:
     """The classes of each source as groups for `StepSampler`: lengths, weights and members.
 
     A class of n images gets a share of its source's draws in proportion to ``n ** (1 - balance)``.
 
     Raises:
-        ValueError: If no image has a label.
+        ValueError: If the data are a stream, or no image has a label.
     """
+    if isinstance(dataset, StreamDataset):
+        raise ValueError(
+            f"data.class_balance={balance} needs counted images, not a stream; remove it, or use a folder, IDX, "
+            "parquet or downloaded set."
+        )
     lengths, weights, members = list[int](), list[float](), list[np.ndarray]()
     ends = np.cumsum(dataset.lengths)
     labels = dataset.labels(range(int(ends[-1]))).numpy()
@@ -250,17 +255,11 @@ def make_loader(
         "collate_fn": _unchanged,
         "generator": torch.Generator(),  # else the loader draws its base seed from torch's global generator
     }
+    groups = class_groups(dataset, class_balance) if class_balance else None
     if isinstance(dataset, StreamDataset):
-        if class_balance:
-            raise ValueError(
-                f"data.class_balance={class_balance} needs counted images, not a stream; remove it, or use a folder, "
-                "IDX, parquet or downloaded set."
-            )
         fetch = _StreamFetch(dataset, seed, rows, rank, world_size, state or {})
         return Loader(DataLoader(fetch, batch_size=None, **options), start_step, state or {})
-    lengths, weights, members = (
-        class_groups(dataset, class_balance) if class_balance else (dataset.lengths, dataset.weights, None)
-    )
+    lengths, weights, members = groups or (dataset.lengths, dataset.weights, None)
     sampler = StepSampler(lengths, weights=weights, members=members, batch_size=batch_size, seed=seed)
     batches = _StepBatches(sampler, start_step, rows)
     loader: Any = DataLoader(_Fetch(dataset), batch_sampler=batches, **options)  # type: ignore[arg-type]

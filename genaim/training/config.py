@@ -37,7 +37,7 @@ class RunConfig(Config):
     """Name of the run; its folder is `folder`/`name`."""
     folder: str = "runs"
     """Folder of run folders."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Seed of weights, data order and noise."""
     data: DataConfig
     """Training and validation images."""

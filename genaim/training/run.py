@@ -17,6 +17,7 @@ from genaim.data import (
     build_dataset,
     build_token_cache,
 )
+from genaim.data.loader import class_groups
 from genaim.models import ENCODERS, MODELS, Encoder, GenerativeModel, GeneratorConfig
 from genaim.tokenizers import TOKENIZERS, LatentTokenizer, Tokenizer, fingerprint
 from genaim.training.checkpoint import checkpoints
@@ -71,6 +72,8 @@ def train(
     val_set = build_dataset(config.data, "val", class_names=train_set.class_names) if config.data.val else None
     for data in (train_set, val_set):
         _check_data(data, config, tokenizer)
+    if config.data.class_balance:  # the loader would ask only once everything is encoded
+        class_groups(train_set, config.data.class_balance)
     task: Task
     if isinstance(config, TokenizerRunConfig):
         tokenizer_class: Any = TOKENIZERS[config.tokenizer.kind][1]

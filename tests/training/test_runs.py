@@ -345,6 +345,16 @@ def test_labelled_images_can_train_without_classes(root: Path) -> None:
         start(recipe(root, "generator", name="one", model={"num_classes": 1}))
 
 
+@pytest.mark.parametrize("kind", ["tokenizer", "generator"])
+def test_what_cannot_be_drawn_is_refused_before_anything_is_written(kind: str, root: Path) -> None:
+    unlabelled = {"data": {"train": {"path": str(root / "images" / "above")}, "val": [], "class_balance": 0.7}}
+    with pytest.raises(ValueError, match=r"^data\.class_balance=0\.7 needs labels, and no image has one; remove it\.$"):
+        start(recipe(root, kind, **unlabelled))
+    with pytest.raises(ValueError, match=r"key 'seed' is -1; it must be greater than or equal to 0"):
+        start(recipe(root, kind, seed=-1))
+    assert not (root / "runs").exists() and not (root / "cache").exists()
+
+
 def test_unreadable_images_are_named_in_a_generator_run(root: Path) -> None:
     for path in sorted((root / "images" / "above").iterdir())[:6]:
         path.write_bytes(b"not an image")
