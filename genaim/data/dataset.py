@@ -40,8 +40,9 @@ class DataConfig(Config):
     flip: bool = False
     """Mirror left and right in half of the training draws."""
     class_balance: float = Field(0.0, ge=0, le=1)
-    """How evenly training draws the classes: 0 draws every image equally often, 1 every class, and between them a class
-    of n images gets a share in proportion to n^(1 - class_balance)."""
+    """How evenly training draws the classes within each data set: 0 draws every image of it equally often, 1 every
+    class, and between them a class of n images gets a share in proportion to n^(1 - class_balance). Images without a
+    label are one more class; the shares of the data sets are their weights."""
     max_bad_share: float = Field(0.01, ge=0, le=1)
     """Training stops when more than this share of the images cannot be read."""
     num_workers: int = Field(0, ge=0)

@@ -119,7 +119,8 @@ def _quotas(weights: Sequence[float], block: int) -> list[int]:
 def class_groups(dataset: MapDataset | StreamDataset, balance: float) -> tuple[list[int], list[float], np.ndarray]:
     """The classes of each source as groups for `StepSampler`: lengths, weights and members.
 
-    A class of n images gets a share of its source's draws in proportion to ``n ** (1 - balance)``.
+    A class of n images gets a share of its source's draws in proportion to ``n ** (1 - balance)``; the images without a
+    label are one more class.
 
     Raises:
         ValueError: If the data are a stream, or no image has a label.
@@ -237,7 +238,7 @@ def make_loader(
         rank: Number of this process.
         world_size: Number of processes.
         num_workers: Processes that decode; 0 decodes in this one.
-        class_balance: 0 draws images equally often, 1 classes, between them a class of n images by
+        class_balance: Within each source, 0 draws images equally often, 1 classes, between them a class of n images by
             ``n ** (1 - class_balance)``.
         state: Streams only: `Loader.state_dict` of an earlier run, merged over its processes.
 

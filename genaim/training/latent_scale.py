@@ -14,13 +14,19 @@ from genaim.data import make_loader
 from genaim.tokenizers import LatentTokenizer
 from genaim.tokenizers.latents import Posterior, split_moments
 from genaim.training.checkpoint import checkpoints
+from genaim.training.config import RunConfig
 from genaim.training.trainer import Dataset
 
 IMAGES, BATCH = 256, 16
 
 
 def settle_latent_scale(
-    tokenizer: LatentTokenizer, dataset: Dataset, folder: Path, seed: int, accelerator: Accelerator, progress: Progress
+    tokenizer: LatentTokenizer,
+    dataset: Dataset,
+    folder: Path,
+    config: RunConfig,
+    accelerator: Accelerator,
+    progress: Progress,
 ) -> float:
     """Gives a tokenizer the latent scale of its run, and returns it.
 
@@ -32,7 +38,7 @@ def settle_latent_scale(
         found = [recorded_scale(folder)]
         if found[0] is None:
             tokenizer.to(accelerator.device).eval()
-            tokenizer.measure_scale(islice(posteriors(tokenizer, dataset, seed), IMAGES // BATCH))
+            tokenizer.measure_scale(islice(posteriors(tokenizer, dataset, config), IMAGES // BATCH))
             found = [tokenizer.latent_scale.item()]
             progress.say(f"latent scale {found[0]:.4f}, measured on {IMAGES} training images")
     broadcast_object_list(found)
@@ -42,9 +48,9 @@ def settle_latent_scale(
 
 
 @torch.no_grad()
-def posteriors(tokenizer: LatentTokenizer, dataset: Dataset, seed: int) -> Iterator[Posterior]:
-    """The latents of training images, in batches without end."""
-    for batch in make_loader(dataset, batch_size=BATCH, seed=seed):
+def posteriors(tokenizer: LatentTokenizer, dataset: Dataset, config: RunConfig) -> Iterator[Posterior]:
+    """The latents of training images as a run draws them, in batches without end."""
+    for batch in make_loader(dataset, batch_size=BATCH, seed=config.seed, class_balance=config.data.class_balance):
         batch = batch.to(tokenizer.latent_scale.device)
         if batch.images is not None:
             yield tokenizer.posterior(batch.images)

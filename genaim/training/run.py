@@ -146,7 +146,7 @@ def _scaled(
             raise ValueError(f"latent_scale={config.latent_scale} is for a tokenizer without one; remove it.")
         return config
     if config.latent_scale is None:
-        scale = settle_latent_scale(tokenizer, data, folder, config.seed, accelerator, progress)
+        scale = settle_latent_scale(tokenizer, data, folder, config, accelerator, progress)
         return config.model_copy(update={"latent_scale": scale})
     tokenizer.latent_scale.fill_(config.latent_scale)
     return config

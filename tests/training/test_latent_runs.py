@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from genaim.data import DataConfig, build_dataset, cache_moments
 from genaim.pretrained import load_generator, load_tokenizer, save_model
@@ -63,6 +64,22 @@ def test_a_run_measures_the_scale_that_its_tokenizer_lacks(root: Path) -> None:
         mean, std = tokenizer.posterior(images)
     size = (mean.square() + std.square()).mean().sqrt().item()
     assert scale == pytest.approx(1 / size, rel=0.01)  # 256 draws of 24 images: not equally often each
+
+
+def test_the_scale_is_that_of_the_classes_as_they_are_drawn(root: Path) -> None:
+    """One picture of a class, a flat one, is half of what a balanced run learns from."""
+    first, *others = sorted((root / "images" / "above").iterdir())
+    Image.new("RGB", (16, 16)).save(first)
+    for path in others:
+        path.unlink()
+    folder, _ = start(recipe(root, steps=1, data={"class_balance": 1.0}))
+    tokenizer = load_tokenizer(str(root / "tokenizer"))
+    data = build_dataset(DataConfig(train={"path": str(root / "images")}, image_size=16), "train")
+    images = torch.stack([data.sample(i, (0,)).image for i in range(len(data))])
+    with torch.no_grad():
+        mean, std = tokenizer.posterior(images)
+    rare, common = (mean.square() + std.square()).flatten(1).mean(1).split([1, len(data) - 1])
+    assert scale_of(folder) == pytest.approx(((rare + common.mean()) / 2).rsqrt().item(), rel=1e-3)
 
 
 def test_a_resumed_run_keeps_its_scale(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
