@@ -1,6 +1,7 @@
 """From a recipe to a trained run folder."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from genaim.training.checkpoint import checkpoints
 from genaim.training.config import AnyRunConfig, EncoderRunConfig, GeneratorRunConfig, TokenizerRunConfig
 from genaim.training.init import start_from
 from genaim.training.latent_scale import settle_latent_scale
-from genaim.training.run_folder import write_config
+from genaim.training.run_folder import alone, write_config
 from genaim.training.tasks import EncoderTask, GeneratorTask, SampleFn, Task
 from genaim.training.tokenizer_tasks import TOKENIZER_TASKS
 from genaim.training.trainer import Dataset, Trainer, make_accelerator
@@ -58,7 +59,7 @@ def train(
         The run folder.
 
     Raises:
-        ValueError: If the recipe does not fit its data, or the run folder holds another recipe.
+        ValueError: If the recipe does not fit its data, or the run folder holds another recipe or is being trained in.
         Interrupted: After SIGINT or SIGTERM, once the state is saved.
     """
     folder = Path(config.folder) / config.name
@@ -95,18 +96,19 @@ def train(
         if load_model is None:
             raise ValueError(f"init is '{config.init}', but nothing can read it; pass load_model=.")
         start_from(task.model, load_model(config.init), config.init, progress)
-    if accelerator.is_main_process:
-        prints = [data.fingerprint() for data in (train_set, val_set) if data is not None]
-        write_config(folder, config.model_copy(update={"data_fingerprint": "-".join(prints)}))
-        kept = (folder / "tokenizer").exists() and checkpoints(folder)
-        if tokenizer is not None and store_tokenizer is not None and not kept:
-            store_tokenizer(folder / "tokenizer", tokenizer)
-    sets: Sequence[Dataset | None] = (train_set, val_set)
-    if isinstance(config, GeneratorRunConfig) and tokenizer is not None:
-        sets = [_encoded(data, config, tokenizer, accelerator, progress) for data in (train_set, val_set)]
-    accelerator.init_trackers(config.name)
-    trainer = Trainer(config, folder, task, sets, progress, accelerator, config.data.max_bad_share)
-    trainer.train()
+    with alone(folder) if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process:
+            prints = [data.fingerprint() for data in (train_set, val_set) if data is not None]
+            write_config(folder, config.model_copy(update={"data_fingerprint": "-".join(prints)}))
+            kept = (folder / "tokenizer").exists() and checkpoints(folder)
+            if tokenizer is not None and store_tokenizer is not None and not kept:
+                store_tokenizer(folder / "tokenizer", tokenizer)
+        sets: Sequence[Dataset | None] = (train_set, val_set)
+        if isinstance(config, GeneratorRunConfig) and tokenizer is not None:
+            sets = [_encoded(data, config, tokenizer, accelerator, progress) for data in (train_set, val_set)]
+        accelerator.init_trackers(config.name)
+        trainer = Trainer(config, folder, task, sets, progress, accelerator, config.data.max_bad_share)
+        trainer.train()
     return folder
 
 

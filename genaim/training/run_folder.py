@@ -1,9 +1,9 @@
-"""The files of a run folder beside its checkpoints: the recipe as it was run, and the metrics."""
+"""The files of a run folder beside its checkpoints: the lock, the recipe as it was run, and the metrics."""
 
 import json
 import re
-from collections.abc import Mapping, Set
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,29 @@ WHERE_AND_HOW = frozenset(
 """Keys that say where and how a run computes and what it tells: they change its weights by rounding, or not at all."""
 Changes = dict[str, tuple[Any, Any]]
 """Dotted keys with the value before and the value now."""
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Lets one process at a time train in a run folder. The lock is one of the system, and ends with the process.
+
+    Raises:
+        ValueError: If another process trains there.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"{folder} is being trained by another process; wait for its end, or choose another name=."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_config(folder: Path, config: RunConfig) -> None:

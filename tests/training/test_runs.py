@@ -184,6 +184,25 @@ def test_its_remedy_works(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(config, StopAt(None), store_tokenizer=save_model, load_model=from_pretrained)
 
 
+def test_one_process_at_a_time_trains_in_a_folder(root: Path) -> None:
+    """A second one removed the checkpoint that the first was writing. The lock ends with a killed process, too."""
+    config, folder = recipe(root, "tokenizer"), root / "runs" / "tokenizer"
+    hold = f"from genaim.training.run_folder import *\nwith alone(Path({str(folder)!r})): print(flush=True); input()"
+    command = [sys.executable, "-c", hold]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        (folder / "checkpoints" / ".tmp-00000002").mkdir(parents=True)
+        with pytest.raises(ValueError, match="tokenizer is being trained by another process; wait") as error:
+            start(config)
+        assert "\n" not in str(error.value)
+        assert [p.name for p in (folder / "checkpoints").iterdir()] == [".tmp-00000002"]
+        other.kill()
+    with pytest.raises(RuntimeError, match="crash"):
+        start(config, 3)
+    start(config)
+    assert load_tokenizer(str(folder)).num_tokens == 21
+
+
 def test_only_two_checkpoints_are_kept_and_no_temporary_one(root: Path) -> None:
     folder, _ = start(recipe(root, "tokenizer"))
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
