@@ -69,47 +69,41 @@ def train(
     if isinstance(config, TokenizerRunConfig) and accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError("FSDP cannot train a tokenizer, whose codebook is updated whole; use plain processes.")
     torch.manual_seed(config.seed)
-    train_set = build_dataset(config.data, "train")
-    val_set = build_dataset(config.data, "val", class_names=train_set.class_names) if config.data.val else None
-    for data in (train_set, val_set):
-        _check_data(data, config, tokenizer)
-    if config.data.class_balance:  # the loader would ask only once everything is encoded
-        class_groups(train_set, config.data.class_balance)
-    task: Task
-    if isinstance(config, TokenizerRunConfig):
-        tokenizer_class: Any = TOKENIZERS[config.tokenizer.kind][1]
-        model = tokenizer_class(config.tokenizer).to(memory_format=torch.channels_last)
-        task = TOKENIZER_TASKS[config.tokenizer.kind](model, config.loss)
-        for warning in task.warnings:
-            progress.say(f"WARNING: {warning}")
-    elif isinstance(config, EncoderRunConfig):
-        encoder_class: Any = ENCODERS[config.model.kind][1]
-        task = EncoderTask(encoder_class(config.model))
-    else:
+    train_set, val_set = _open_data(config, tokenizer)
+    sets: Sequence[Dataset | None] = (train_set, val_set)
+    if isinstance(config, GeneratorRunConfig):
         if tokenizer is None:
             raise ValueError("a generator run needs its trained tokenizer; pass tokenizer=.")
         config = _fitted(config, tokenizer, train_set)
         config = _scaled(config, tokenizer, train_set, folder, accelerator, progress)
-        model_class: Any = MODELS[config.model.kind][1]
-        task = GeneratorTask(model_class(config.model, tokenizer), sample_fn)
+    task = _make_task(config, tokenizer, sample_fn, progress)
     if config.init is not None and not checkpoints(folder):
         if load_model is None:
             raise ValueError(f"init is '{config.init}', but nothing can read it; pass load_model=.")
         start_from(task.model, load_model(config.init), config.init, progress)
     with alone(folder) if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
-            prints = [data.fingerprint() for data in (train_set, val_set) if data is not None]
-            write_config(folder, config.model_copy(update={"data_fingerprint": "-".join(prints)}))
-            kept = (folder / "tokenizer").exists() and checkpoints(folder)
-            if tokenizer is not None and store_tokenizer is not None and not kept:
-                store_tokenizer(folder / "tokenizer", tokenizer)
-        sets: Sequence[Dataset | None] = (train_set, val_set)
+            _write_recipe(folder, config, sets, tokenizer, store_tokenizer)
         if isinstance(config, GeneratorRunConfig) and tokenizer is not None:
-            sets = [_encoded(data, config, tokenizer, accelerator, progress) for data in (train_set, val_set)]
+            sets = [_encoded(data, config, tokenizer, accelerator, progress) for data in sets]
         accelerator.init_trackers(config.name)
-        trainer = Trainer(config, folder, task, sets, progress, accelerator, config.data.max_bad_share)
-        trainer.train()
+        Trainer(config, folder, task, sets, progress, accelerator, config.data.max_bad_share).train()
     return folder
+
+
+def _open_data(config: AnyRunConfig, tokenizer: Tokenizer | None) -> tuple[Dataset, Dataset | None]:
+    """The training and the validation set.
+
+    Raises:
+        ValueError: If such a run cannot be trained on the data.
+    """
+    train_set = build_dataset(config.data, "train")
+    val_set = build_dataset(config.data, "val", class_names=train_set.class_names) if config.data.val else None
+    for data in (train_set, val_set):
+        _check_data(data, config, tokenizer)
+    if config.data.class_balance:  # the loader would ask only once everything is encoded
+        class_groups(train_set, config.data.class_balance)
+    return train_set, val_set
 
 
 def _check_data(dataset: Dataset | None, config: AnyRunConfig, tokenizer: Tokenizer | None) -> None:
@@ -173,6 +167,43 @@ def _fitted(config: GeneratorRunConfig, tokenizer: Tokenizer, data: Dataset) -> 
         return config
     classes = {"num_classes": data.num_classes or 0, "class_names": data.class_names and tuple(data.class_names)}
     return config.model_copy(update={"model": given.model_copy(update=classes)})
+
+
+def _make_task(
+    config: AnyRunConfig, tokenizer: Tokenizer | None, sample_fn: SampleFn | None, progress: Progress
+) -> Task:
+    """The fresh model of a run, and what it learns."""
+    if isinstance(config, TokenizerRunConfig):
+        tokenizer_class: Any = TOKENIZERS[config.tokenizer.kind][1]
+        model = tokenizer_class(config.tokenizer).to(memory_format=torch.channels_last)
+        task = TOKENIZER_TASKS[config.tokenizer.kind](model, config.loss)
+        for warning in task.warnings:
+            progress.say(f"WARNING: {warning}")
+        return task
+    if isinstance(config, EncoderRunConfig):
+        encoder_class: Any = ENCODERS[config.model.kind][1]
+        return EncoderTask(encoder_class(config.model))
+    model_class: Any = MODELS[config.model.kind][1]
+    return GeneratorTask(model_class(config.model, tokenizer), sample_fn)
+
+
+def _write_recipe(
+    folder: Path,
+    config: AnyRunConfig,
+    sets: Sequence[Dataset | None],
+    tokenizer: Tokenizer | None,
+    store_tokenizer: StoreFn | None,
+) -> None:
+    """Writes what rebuilds the model, the recipe and the tokenizer, into the run folder.
+
+    Raises:
+        ValueError: If the folder holds another recipe.
+    """
+    prints = [data.fingerprint() for data in sets if data is not None]
+    write_config(folder, config.model_copy(update={"data_fingerprint": "-".join(prints)}))
+    kept = (folder / "tokenizer").exists() and checkpoints(folder)
+    if tokenizer is not None and store_tokenizer is not None and not kept:
+        store_tokenizer(folder / "tokenizer", tokenizer)
 
 
 def _encoded(
