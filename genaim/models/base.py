@@ -97,6 +97,17 @@ def with_preset(data: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
     return {**presets[data["preset"]], **data}
 
 
+Totals = dict[str, tuple[Tensor, Tensor]]
+"""Sums and counts by name."""
+
+
+def add_up(totals: Totals, more: Totals) -> None:
+    """Adds sums and counts to totals, name by name; a new name starts its total."""
+    for name, (total, count) in more.items():
+        before = totals.get(name)
+        totals[name] = (total, count) if before is None else (before[0] + total, before[1] + count)
+
+
 @dataclass
 class Loss:
     """The training loss of a batch, as a sum and a count so that any number of processes can normalise it."""
@@ -105,7 +116,7 @@ class Loss:
     """Sum over tokens, a scalar with gradient."""
     count: Tensor
     """Number of tokens, a scalar."""
-    parts: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    parts: Totals = field(default_factory=dict)
     """Sums and counts of parts to report, for example one per scale; no gradient."""
     outputs: dict[str, Tensor] = field(default_factory=dict)
     """What the training task needs again after the step; no gradient."""
@@ -113,9 +124,7 @@ class Loss:
     def __add__(self, other: "Loss") -> "Loss":
         """The loss of both batches together."""
         parts = dict(self.parts)
-        for name, (total, count) in other.parts.items():
-            before = parts.get(name)
-            parts[name] = (total, count) if before is None else (before[0] + total, before[1] + count)
+        add_up(parts, other.parts)
         return Loss(self.sum + other.sum, self.count + other.count, parts, {**self.outputs, **other.outputs})
 
 

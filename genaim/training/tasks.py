@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from genaim.core.noise import Noise, NoiseSource
 from genaim.data import Batch
 from genaim.models import Encoder, GenerativeModel
-from genaim.models.base import Loss
+from genaim.models.base import Loss, Totals
 
 SampleFn = Callable[[GenerativeModel, Tensor, int, Tensor | None], Tensor]
 """Model, labels (B,), seed and images to enlarge, if any, to images (B, 3, H, W); training imports no sampler."""
-Totals = dict[str, tuple[Tensor, Tensor]]
-"""Sums and counts by name."""
 
 
 class Task(ABC):

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from genaim.core.noise import Noise
 from genaim.data import Batch
-from genaim.models.base import Loss
+from genaim.models.base import Loss, Totals
 from genaim.tokenizers import KLAutoencoder, MultiScaleVQ, TrainableTokenizer
-from genaim.training.tasks import Task, Totals, in_pairs
+from genaim.training.tasks import Task, in_pairs
 from genaim.training.tokenizer_loss import (
     Discriminator,
     TokenizerLossConfig,

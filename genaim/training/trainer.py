@@ -29,7 +29,7 @@ from genaim.core.transformer import Block
 from genaim.data import Batch, ImageDataset, MomentsDataset, StreamDataset, TokenDataset, eval_batches, make_loader
 from genaim.data.dataset import BadFiles
 from genaim.data.grid import contact_sheet
-from genaim.models.base import Loss
+from genaim.models.base import Loss, Totals, add_up
 from genaim.training.checkpoint import (
     checkpoints,
     load_checkpoint,
@@ -44,7 +44,7 @@ from genaim.training.config import RunConfig
 from genaim.training.ema import EMA
 from genaim.training.optimizer import learning_rate, make_optimizer
 from genaim.training.run_folder import truncate_metrics
-from genaim.training.tasks import Task, Totals
+from genaim.training.tasks import Task
 
 Dataset = ImageDataset | MomentsDataset | TokenDataset | StreamDataset
 
@@ -397,13 +397,6 @@ def machine_of(accelerator: Accelerator) -> dict[str, str | int]:
         "autocast": accelerator.mixed_precision,
         "torch": torch.__version__,
     }
-
-
-def add_up(totals: Totals, more: Totals) -> None:
-    """Adds sums and counts to totals, name by name; a new name starts its total."""
-    for name, (total, count) in more.items():
-        before = totals.get(name)
-        totals[name] = (total, count) if before is None else (before[0] + total, before[1] + count)
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
