@@ -5,6 +5,11 @@ grid. An encoder sees the known tokens, a decoder fills the hidden positions wit
 tokens that carry the class. Follows github.com/LTH14/mar, models/mar.py; official checkpoints load through
 `genaim.pretrained.mar`. Difference: the share of hidden tokens is drawn for every image, not once per batch, so that
 the rows of a batch are independent.
+
+Our training differs from the published one (util/misc.py, `MAR.initialize_weights`): there the diffusion head has no
+weight decay and the mask token has, here it is the other way round (`make_optimizer` of `genaim.training.optimizer`).
+There every linear layer starts Xavier-uniform with bias 0, and the class embedding with deviation 0.02. Here blocks and
+class embedding start as VAR's (`Transformer.init_weights`), `token_embed` and `decoder_embed` with PyTorch's default.
 """
 
 import math

@@ -4,6 +4,11 @@ Order: scales. Head: categorical. Tokenizer: multi-scale VQ. The input of a scal
 resized to the scale's side. Follows github.com/FoundationVision/VAR, models/var.py; official checkpoints load through
 `genaim.pretrained.var`. Differences: guidance is converted to our formula (the published 1.5 is 2.5 here, reached
 linearly at the last scale), and label dropout acts in training only.
+
+Our training differs from the published one (train.py, `VAR.init_weights`): there positions, scale embeddings and the
+offsets of shared AdaLN (pos_1LC, lvl_embed, ada_gss) have no weight decay, here they have (`make_optimizer` of
+`genaim.training.optimizer`), as the start has (pos_start) where the first scale is larger than 1 x 1. There the linear
+map of the inputs (word_embed) starts as the blocks do, here `token_embed` starts with PyTorch's default.
 """
 
 from dataclasses import dataclass

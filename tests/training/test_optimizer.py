@@ -4,21 +4,34 @@ import pytest
 import torch
 from torch import nn
 
+from genaim.models import MAR, MARConfig
 from genaim.training.config import OptimizerConfig
 from genaim.training.ema import EMA
 from genaim.training.optimizer import learning_rate, make_optimizer
-from tests.tiny import make_var
+from tests.tiny import SIZES, make_latents, make_var
+
+
+def groups(model: nn.Module) -> tuple[set[str], set[str]]:
+    """Names of the parameters that decay, and of the others."""
+    names = {id(p): n for n, p in model.named_parameters()}
+    decayed, kept = make_optimizer(model, OptimizerConfig()).param_groups
+    return {names[id(p)] for p in decayed["params"]}, {names[id(p)] for p in kept["params"]}
 
 
 def test_only_matrices_decay() -> None:
-    model = make_var(shared_adaln=True)
-    names = {id(p): n for n, p in model.named_parameters()}
-    decayed, kept = (
-        {names[id(p)] for p in group["params"]} for group in make_optimizer(model, OptimizerConfig()).param_groups
-    )
+    decayed, kept = groups(make_var(shared_adaln=True))
     assert {"head.linear.weight", "positions.positions", "transformer.blocks.0.attn.qkv.weight"} <= decayed
+    assert {"positions.scales.weight", "transformer.blocks.0.modulation_offset"} <= decayed  # not in VAR's training
     assert {"head.linear.bias", "start_embed", "transformer.blocks.1.attn.log_scale"} <= kept
     assert not any(name.startswith("tokenizer.") for name in decayed | kept)
+
+
+def test_the_head_decays_and_the_mask_token_does_not() -> None:
+    """As the notes of MAR say; its published training has it the other way round."""
+    shape = {**SIZES["mar"], "width": 16, "num_heads": 2, "head": {"kind": "diffusion", "depth": 1, "hidden": 8}}
+    decayed, kept = groups(MAR(MARConfig.model_validate(shape), make_latents()))
+    assert {"head.net.out.weight", "head.net.blocks.0.fc1.weight", "encoder_positions"} <= decayed
+    assert {"mask_token", "head.net.out.bias"} <= kept
 
 
 def test_warm_up_then_cosine() -> None:
