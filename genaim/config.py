@@ -24,6 +24,7 @@ class Config(BaseModel):
 
 
 LISTED = 30  # names that a line may list
+MESSAGE = 300  # characters of another library's message that a line may quote
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
@@ -38,6 +39,11 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     hint = f"did you mean '{folded[close[0]]}'? " if close else ""
     shown = names if len(names) <= LISTED else [*names[:LISTED], f"... ({len(names)} in all)"]
     return f"{hint}Allowed: {', '.join(shown)}"
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception on one line, to be quoted, cut where it is long; its type if it has none."""
+    return " ".join(str(error).split())[:MESSAGE].rstrip(" .") or type(error).__name__
 
 
 def recipes() -> dict[str, Path]:

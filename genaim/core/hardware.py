@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from genaim.config import one_line
+
 
 def pick_device(name: str) -> torch.device:
     """The device of a name, such as cuda or cuda:1; auto takes cuda, then mps, then cpu.
@@ -93,7 +95,7 @@ def compile_parts(model: nn.Module, kinds: tuple[type[nn.Module], ...], device: 
     try:
         torch.compile(lambda x: torch.sin(x) + 1)(torch.zeros(2, device=device))
     except Exception as error:  # whatever stage fails, with errors of its own
-        return " ".join(str(error).split())[:200]
+        return one_line(error)
     for module in found:
         module.compile()
     return None

@@ -14,8 +14,8 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from genaim.config import Config, nearest
-from genaim.data.sources import Source, SourceConfig, digest, one_line
+from genaim.config import Config, nearest, one_line
+from genaim.data.sources import Source, SourceConfig, digest
 from genaim.data.transforms import Color, Crop, image_to_tensor, parse_color
 
 MAX_CONSECUTIVE_BAD = 1000

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from genaim.config import Config, nearest
+from genaim.config import Config, nearest, one_line
 from genaim.data.transforms import open_image
 
 Format = Literal["folder", "idx", "parquet", "hub", "tar", "moments"]
@@ -106,11 +106,6 @@ def hash_content(file: Path) -> str:
     """Hex SHA-256 of a file, which is read in parts."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an exception on one line, or its type if it has none."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def detect_format(config: SourceConfig) -> Format:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from genaim.config import one_line
 from genaim.data.dataset import (
     MAX_CONSECUTIVE_BAD,
     Batch,
@@ -27,7 +28,7 @@ from genaim.data.dataset import (
     merge_class_names,
     mixture_label,
 )
-from genaim.data.sources import IMAGE_SUFFIXES, Source, SourceConfig, digest, one_line
+from genaim.data.sources import IMAGE_SUFFIXES, Source, SourceConfig, digest
 from genaim.data.tables import decode_cell, find_columns, load_hub, split_files, without_decoding
 from genaim.data.transforms import open_image
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from genaim.config import nearest
-from genaim.data.sources import SourceConfig, digest, hash_content, one_line
+from genaim.config import nearest, one_line
+from genaim.data.sources import SourceConfig, digest, hash_content
 from genaim.data.transforms import open_image
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from genaim.config import one_line
 from genaim.core.files import file_written_whole
 from genaim.data import DataConfig, SourceConfig, build_dataset, eval_batches
 from genaim.evaluation.probe_training import Report
@@ -185,6 +186,6 @@ def load_digit_cnn(path: Path) -> tuple[DigitCNN, float]:
         with safe_open(path, "pt") as file:
             test_accuracy = float(file.metadata()["test_accuracy"])
     except (SafetensorError, RuntimeError, TypeError, KeyError) as error:
-        problem = " ".join(str(error).split())[:200]
+        problem = one_line(error)
         raise ValueError(f"'{path}' holds no digit classifier ({problem}); remove it to train it anew.") from None
     return model.eval(), test_accuracy

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genaim.config import one_line
 from genaim.data.dataset import ImageDataset, collate
-from genaim.data.sources import FolderSource, SourceConfig, digest, one_line
+from genaim.data.sources import FolderSource, SourceConfig, digest
 from genaim.data.transforms import levels_to_tensor, open_image, tensor_to_levels, to_rgb
 from genaim.tokenizers import Tokenizer
 

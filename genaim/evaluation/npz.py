@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from genaim.config import one_line
 from genaim.core.files import file_written_whole
 from genaim.evaluation.image_sets import ImageSet, from_array
 from genaim.evaluation.quality import Statistics
@@ -69,7 +70,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             return {key: file[key] for key in KEYS if key in file.files}
     except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         # NumPy takes any text for a pickle
-        why = "no zip archive" if "pickle" in str(error) else " ".join(str(error).split())[:100]
+        why = "no zip archive" if "pickle" in str(error) else one_line(error)
         raise ValueError(
             f"'{path}' is no readable npz file ({why}); give one of ADM's layout: images arr_0, or mu and sigma."
         ) from None

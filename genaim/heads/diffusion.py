@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from genaim.config import nearest
+from genaim.config import nearest, one_line
 from genaim.core.inference import ready_linears
 from genaim.core.layers import at_least_float32, float32_module, in_float32, modulate
 from genaim.core.noise import Noise
@@ -423,7 +423,7 @@ def _named(scheduler: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, AttributeError, LookupError, AssertionError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
+        reason = one_line(error)
         raise ValueError(
             f"scheduler '{scheduler}' of diffusers cannot drive this head ({reason}); use one of "
             f"{', '.join(SCHEDULERS)}."

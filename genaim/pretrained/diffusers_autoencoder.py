@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from genaim.config import validate
+from genaim.config import one_line, validate
 from genaim.tokenizers import DiffusersAutoencoder, DiffusersAutoencoderConfig
 from genaim.tokenizers.diffusers_autoencoder import autoencoder_class
 
@@ -44,7 +44,7 @@ def _local(source: str, subfolder: str | None) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=patterns, ignore_patterns=["*.fp16.*"])) / inside
     except Exception as error:  # of the library's HTTP client, which has changed from version to version
-        reason = " ".join(str(error).split())[:160].rstrip(" .")
+        reason = one_line(error)
         raise ValueError(
             f"autoencoder '{source}' cannot be had from the Hub ({reason}); download its config.json and safetensors "
             "weights elsewhere, and give their folder as source."
@@ -64,7 +64,7 @@ def _read(folder: Path) -> Any:
     try:
         network, report = autoencoder.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
     except Exception as error:  # of diffusers, safetensors or the class itself
-        reason = " ".join(str(error).split())[:200].rstrip(" .")
+        reason = one_line(error)
         raise ValueError(f"the {name} in '{folder}' cannot be read ({reason}).") from None
     wrong = [f"missing {key}" for key in report["missing_keys"]] + [f"unknown {k}" for k in report["unexpected_keys"]]
     if wrong:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from genaim.config import one_line
 from genaim.models import Encoder, GenerativeModel
 from genaim.pretrained.save import save_model
 from genaim.tokenizers import Tokenizer
@@ -90,7 +91,7 @@ def hub_folder(name: str) -> Path:
     try:
         folder = Path(snapshot_download(name, allow_patterns=[*FILES]))
     except Exception as error:  # of the library's HTTP client, which has changed from version to version
-        reason = " ".join(str(error).split())[:160].rstrip(" .")
+        reason = one_line(error)
         raise ValueError(
             f"there is no folder '{name}' here, and no model of that name can be had from the Hub ({reason}); check "
             "the path, or the name and the network."

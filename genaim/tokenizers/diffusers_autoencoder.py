@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from genaim.config import Config, nearest
+from genaim.config import Config, nearest, one_line
 from genaim.tokenizers.latents import LatentTokenizer, Posterior
 
 
@@ -62,7 +62,7 @@ class DiffusersAutoencoder(LatentTokenizer):
             example = example_latent(autoencoder, config)
             network = autoencoder.from_config(config.settings)
         except Exception as error:  # each class fails in its own way on settings and images that it does not take
-            reason = " ".join(str(error).split())[:200].rstrip(".")
+            reason = one_line(error)
             raise ValueError(
                 f"{config.class_name} of diffusers cannot code images of {config.image_size} pixels with its settings "
                 f"({reason}); take a class for images, and a multiple of its downsampling as image_size."

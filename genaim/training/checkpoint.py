@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from genaim.config import one_line
+
 
 def save_checkpoint(
     run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
@@ -51,7 +53,7 @@ def save_checkpoint(
         _sync(temporary)
     except (OSError, SafetensorError) as error:  # a full disk, as a rule
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(f"{final} cannot be written ({reason}); the checkpoint before it is kept.") from None
     if final.exists():
         shutil.rmtree(final)

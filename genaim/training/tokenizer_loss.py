@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genaim.config import Config
+from genaim.config import Config, one_line
 
 
 class TokenizerLossConfig(Config):
@@ -83,7 +83,7 @@ def load_perceptual(required: bool) -> tuple[nn.Module | None, str | None]:
         metric = LearnedPerceptualImagePatchSimilarity(net_type="vgg", reduction="none")
         return metric.net.requires_grad_(False).eval(), None
     except Exception as error:  # a missing package, a refused download or a damaged file end alike here
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         text = f"the perceptual loss cannot be loaded ({type(error).__name__}: {reason})"
         if required:
             raise ValueError(
