@@ -195,6 +195,19 @@ class GenerativeModel(nn.Module, ABC):
         """
 
     @property
+    def cached(self) -> str:
+        """What `encode_for_cache` keeps of an image, by name."""
+        return "tokens"
+
+    def encode_for_cache(self, images: Tensor) -> Tensor:
+        """What training keeps of images (B, 3, H, W) in [-1, 1], see `Tokenizer.encode_for_cache`."""
+        return self.tokenizer.encode_for_cache(images)
+
+    def from_cache(self, stored: Tensor, noise: Noise) -> Tensor:
+        """Tokens of what `encode_for_cache` kept, (B, N) int64 or (B, N, C)."""
+        return self.tokenizer.from_cache(stored, noise)
+
+    @property
     def measure(self) -> Measure | None:
         """What `log_prob` is the logarithm of; None where the model has no exact one."""
         return self.head.measure

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from einops import rearrange
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -74,6 +75,11 @@ class VARConfig(GeneratorConfig):
     the tokens and are memorised first. (The official code's progressive training grows the scales over the run.)"""
     coarse_scales: int = Field(1, ge=1)
     """Number of these scales."""
+    code_temperature: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Above 0, training draws the codes of an image anew each time it sees it, from softmax(-squared distance /
+    code_temperature), but for those of the full side, which mend the rest: fewer images are learned by heart, and the
+    model sees the deviations that it will meet in its own samples (Lee et al. 2022, arXiv 2203.01941, who draw them so
+    for residual VQ). Distances are those of the tokenizer's codebook; its PSNR tells how much is too much."""
 
     @model_validator(mode="after")
     def _check(self) -> "VARConfig":
@@ -180,6 +186,25 @@ class VAR(GenerativeModel):
         x, steps = with_prefix(prefix, x, self.positions.scale_of[: x.shape[1]])
         features: Tensor = self.transformer(x, mask=StepMask(steps, steps), condition=condition, noise=noise)
         return features[:, self.prefix_length :]
+
+    @property
+    def cached(self) -> str:
+        """Latents if codes are drawn anew each time, else tokens."""
+        return "latents" if self.config.code_temperature > 0 else "tokens"
+
+    def encode_for_cache(self, images: Tensor) -> Tensor:
+        """Tokens, (B, N) int64; to draw codes from, the latent that is quantised, (B, h w, C)."""
+        if self.cached == "tokens":
+            return super().encode_for_cache(images)
+        return rearrange(self.tokenizer.encode_latent(images), "b c h w -> b (h w) c")
+
+    def from_cache(self, stored: Tensor, noise: Noise) -> Tensor:
+        """Tokens, (B, N) int64; drawn in training, the nearest in evaluation."""
+        if not stored.is_floating_point():
+            return stored
+        latent = rearrange(stored, "b (h w) c -> b c h w", h=self.tokenizer.patch_nums[-1])
+        temperature = self.config.code_temperature if self.training else 0.0
+        return self.tokenizer.quantize(latent, temperature=temperature, noise=noise)
 
     def loss(self, tokens: Tensor, labels: Tensor, *, noise: Noise, low_res: Tensor | None = None) -> Loss:
         """Cross-entropy of all tokens in nats, with the parts of every scale."""

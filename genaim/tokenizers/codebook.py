@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genaim.config import Config
+from genaim.core.noise import Noise, gumbel
 
 
 class CodebookConfig(Config):
@@ -55,11 +56,24 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
         """Nearest codes by squared distance, (B, C, h, w) to (B, h, w) int64."""
+        return self._distances(vectors).argmin(-1)
+
+    @torch.no_grad()
+    def draw(self, vectors: Tensor, temperature: float, noise: Noise) -> Tensor:
+        """Codes drawn from softmax(-squared distance / temperature), (B, C, h, w) to (B, h, w) int64.
+
+        The stochastic sampling of Lee et al. 2022, https://arxiv.org/abs/2203.01941.
+        """
+        distances = self._distances(vectors)
+        uniform = noise.uniform(*distances.shape[1:])
+        return (distances - temperature * gumbel(uniform)).argmin(-1)
+
+    def _distances(self, vectors: Tensor) -> Tensor:
+        """Squared distances to all codes, (B, h, w, V), less |x|^2, which is the same for all."""
         flat = vectors.movedim(1, -1)  # (B, h, w, C)
         codes = self.weight.to(flat.dtype)
         with torch.autocast(flat.device.type, enabled=False):  # in bf16 one code in twelve was another
-            distance = codes.square().sum(1) - 2 * flat @ codes.T  # |x|^2 is the same for all codes
-        return distance.argmin(-1)
+            return codes.square().sum(1) - 2 * flat @ codes.T
 
     @torch.no_grad()
     def update(self, vectors: Tensor, tokens: Tensor, noise: Tensor) -> int:

@@ -181,11 +181,25 @@ class MultiScaleVQ(TrainableTokenizer):
 
     # Latents and tokens
 
-    def quantize(self, latent: Tensor) -> Tensor:
-        """Nearest codes of the residual, scale by scale, (B, C, h, w) to (B, N) int64."""
+    def quantize(self, latent: Tensor, *, temperature: float = 0.0, noise: Noise | None = None) -> Tensor:
+        """Codes of the residual, scale by scale.
+
+        Args:
+            latent: (B, C, h, w).
+            temperature: 0 takes the nearest codes. Above, those of scales below the full side are drawn, see
+                `Codebook.draw`; the scales after them mend what that leaves.
+            noise: Where they are drawn from.
+
+        Returns:
+            (B, N) int64.
+        """
         residual, tokens = latent, []
         for scale, side in enumerate(self.patch_nums):
-            maps = self.codebook.nearest(self.to_side(residual, side))  # (B, side, side)
+            vectors = self.to_side(residual, side)
+            if temperature > 0 and noise is not None and side < self.patch_nums[-1]:
+                maps = self.codebook.draw(vectors, temperature, noise)  # (B, side, side)
+            else:
+                maps = self.codebook.nearest(vectors)
             residual = residual - self.scale_latent(maps, scale)
             tokens.append(maps.flatten(1))
         return torch.cat(tokens, dim=1)

@@ -84,8 +84,8 @@ def train(
     with alone(folder) if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
             _write_recipe(folder, config, sets, tokenizer, store_tokenizer)
-        if isinstance(config, GeneratorRunConfig) and tokenizer is not None:
-            sets = [_encoded(data, config, tokenizer, accelerator, progress) for data in sets]
+        if isinstance(task, GeneratorTask) and isinstance(config, GeneratorRunConfig):
+            sets = [_encoded(data, config, task.model, accelerator, progress) for data in sets]
         accelerator.init_trackers(config.name)
         Trainer(config, folder, task, sets, progress, accelerator, config.data.max_bad_share).train()
     return folder
@@ -209,7 +209,7 @@ def _write_recipe(
 def _encoded(
     dataset: Dataset | None,
     config: GeneratorRunConfig,
-    tokenizer: Tokenizer,
+    model: GenerativeModel,
     accelerator: Accelerator,
     progress: Progress,
 ) -> Dataset | None:
@@ -217,14 +217,17 @@ def _encoded(
     if dataset is None or isinstance(dataset, MomentsDataset):
         return dataset
     assert isinstance(dataset, ImageDataset)
-    tokenizer.to(accelerator.device).eval()
+    tokenizer = model.tokenizer.to(accelerator.device).eval()
     dtype = pick_dtype(config.dtype, accelerator.device)
 
     @torch.no_grad()
     def encode(images: torch.Tensor) -> torch.Tensor:
         with autocast(accelerator.device, dtype):
-            return tokenizer.encode_for_cache(images.to(accelerator.device))
+            return model.encode_for_cache(images.to(accelerator.device))
 
+    key = [fingerprint(tokenizer), tokenizer.config.model_dump_json(), str(dtype)]
+    if model.cached != "tokens":
+        key.append(model.cached)
     views = config.views if dataset.transform.random else 1
     bad_files = BadFiles(config.data.max_bad_share, total=len(dataset))
     progress.start("encoding images", 0, len(dataset) * views)
@@ -233,7 +236,7 @@ def _encoded(
             dataset,
             encode,
             folder=Path(config.cache_folder),
-            tokenizer_fingerprint=f"{fingerprint(tokenizer)}-{tokenizer.config.model_dump_json()}-{dtype}",
+            tokenizer_fingerprint="-".join(key),
             views=views,
             low_res=config.model.low_res,
             seed=config.seed,

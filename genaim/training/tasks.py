@@ -81,7 +81,7 @@ class GeneratorLoss(nn.Module):
     def forward(self, batch: Batch, noise: Noise, step: int) -> Loss:
         """The model's own loss."""
         assert batch.tokens is not None
-        tokens = self.model.tokenizer.from_cache(batch.tokens, noise)
+        tokens = self.model.from_cache(batch.tokens, noise)
         return self.model.loss(tokens, batch.labels, noise=noise, low_res=batch.low_res)
 
 

@@ -137,6 +137,19 @@ def test_a_preset_can_be_changed_and_must_exist() -> None:
         VARConfig(preset="d17")
 
 
+def test_codes_are_drawn_anew_in_training_and_are_the_nearest_in_evaluation() -> None:
+    tokenizer = make_tokenizer()
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    model = make_var(tokenizer, code_temperature=0.05).train()
+    stored = model.encode_for_cache(images)
+    assert stored.shape == (4, 16, 4) and model.cached == "latents"
+    first, second = (model.from_cache(stored, NoiseSource(seed, torch.arange(4))) for seed in (0, 1))
+    assert not first.equal(second) and model.loss(first, torch.arange(4), noise=NoiseSource(0, torch.arange(4)))
+    assert model.eval().from_cache(stored, NoiseSource(0, torch.arange(4))).equal(tokenizer.encode(images))
+    plain = make_var(tokenizer)
+    assert plain.encode_for_cache(images).equal(tokenizer.encode(images)) and plain.cached == "tokens"
+
+
 def test_coarse_training_learns_the_first_scales_of_some_images() -> None:
     """Their loss and gradient are those of the whole sequence, since no scale sees a later one."""
     tokenizer = make_tokenizer()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from genaim.core.noise import NoiseSource
 from genaim.tokenizers import MultiScaleVQ, MultiScaleVQConfig, fingerprint
 from genaim.tokenizers.codebook import Codebook, CodebookConfig
 from genaim.training.config import TokenizerRunConfig, parse_run
@@ -106,6 +107,29 @@ def test_quantisation_is_float32_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert tokenizer.quantize(latent).equal(expected)
         assert tokenizer.tokens_to_latent(expected).equal(latents)
+
+
+def test_codes_are_drawn_by_their_distance() -> None:
+    codebook, vectors = Codebook(CodebookConfig(size=3), 2), torch.tensor([0.0, 0.5]).view(1, 2, 1, 1)
+    codebook.weight.data = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    expected = torch.softmax(torch.tensor([-0.25, -0.25, -1.25]) / 0.8, 0)
+    count = 4000
+    drawn = codebook.draw(vectors.expand(count, -1, -1, -1), 0.8, NoiseSource(0, torch.arange(count))).flatten()
+    assert torch.allclose(drawn.bincount(minlength=3) / count, expected, atol=0.03)
+    assert codebook.draw(vectors + 0.1, 1e-6, NoiseSource(0, torch.arange(1))).equal(codebook.nearest(vectors + 0.1))
+
+
+def test_drawn_codes_belong_to_the_image_and_later_scales_mend_them() -> None:
+    tokenizer = build(size=1024)
+    tokenizer.codebook.weight.data = torch.randn(1024, 4, generator=torch.Generator().manual_seed(0))
+    latent = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    nearest = tokenizer.quantize(latent)
+    drawn = tokenizer.quantize(latent, temperature=0.5, noise=NoiseSource(0, torch.arange(6)))
+    assert (drawn != nearest)[:, :14].float().mean() > 0.5
+    alone = tokenizer.quantize(latent[2:3], temperature=0.5, noise=NoiseSource(0, torch.tensor([2])))
+    assert alone.equal(drawn[2:3])
+    errors = [(tokenizer.running_latents(drawn)[k] - latent).square().mean() for k in (2, 3)]
+    assert errors[1] < errors[0]  # the last scale takes the nearest codes of what is left
 
 
 def test_an_incomplete_scale_is_refused() -> None:

@@ -42,7 +42,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "tokenizer_ema_codebook": ("tokenizer", TRICKY),
     "tokenizer_adversarial": ("tokenizer", ADVERSARIAL),
     "generator": ("generator", {}),
-    "generator_dropout": ("generator", {"model": {"dropout": 0.1}}),
+    "generator_dropout": ("generator", {"model": {"dropout": 0.1, "code_temperature": 0.01}}),
     "generator_low_res": ("generator", {"model": {"low_res": 4}, "data": {"flip": True}, "views": 2}),
     "encoder": ("encoder", {"model": {"order": "spiral"}}),
 }
