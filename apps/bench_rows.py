@@ -4,6 +4,7 @@ Every way of a case is measured in a process of its own: what ran before it has 
 """
 
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -105,6 +106,9 @@ def in_own_process(work: Callable[..., Result], *arguments: object) -> Result:
     try:
         result, error = receiver.recv()
     except EOFError:
+        process.join()
+        if process.exitcode and process.exitcode > 0:
+            raise RuntimeError(f"the process of a measurement ended with status {process.exitcode}.") from None
         raise LeftOut("its process was killed, perhaps for want of memory") from None
     finally:
         process.kill()
@@ -119,8 +123,11 @@ def _answer(sender: Connection, work: Callable[..., object], arguments: tuple[ob
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process tells of it, and ends this one
     try:
         sender.send((work(*arguments), None))
+    except LeftOut as error:
+        sender.send((None, error))
     except Exception as error:
-        sender.send((None, LeftOut("memory does not suffice") if is_out_of_memory(error) else error))
+        told = f"{type(error).__name__} in the process of a measurement: {error}\n{traceback.format_exc()}"
+        sender.send((None, LeftOut("memory does not suffice") if is_out_of_memory(error) else RuntimeError(told)))
 
 
 def compared(row: Row, base: Row | None) -> Row:

@@ -7,6 +7,7 @@ into a config object, or raises one line that names the key, what is allowed and
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -154,7 +155,7 @@ def validate(cls: type[ConfigT], data: Mapping[str, Any], source: str) -> Config
         if problem["type"] == "missing":
             raise ValueError(f"{source}: key '{key}' is missing.") from None
         message = requirement(problem["msg"].removeprefix("Value error, "))
-        if message.startswith("must be "):
+        if message.startswith("must "):
             raise ValueError(f"{source}: key '{key}' is {problem['input']!r:.80}; it {message}.") from None
         if isinstance(problem["input"], Mapping):  # keys that do not agree
             raise ValueError(
@@ -165,7 +166,8 @@ def validate(cls: type[ConfigT], data: Mapping[str, Any], source: str) -> Config
 
 def requirement(message: str) -> str:
     """What pydantic asks of a value, as ``must be greater than 0``; other messages stay as they are."""
-    return message.replace("Input should be", "must be").split(", unable to parse")[0]
+    words = re.sub(r"(Input|List|Tuple|Set|Dictionary|String) should (be|have)", r"must \2", message)
+    return words.split(", unable to parse")[0].split(" after validation")[0]
 
 
 def _locate(cls: type[BaseModel], path: tuple[int | str, ...]) -> tuple[type[BaseModel] | None, list[str]]:

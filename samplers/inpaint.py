@@ -84,7 +84,7 @@ def complete(
         index = torch.arange(first_index, first_index + len(labels), device=model.device)
         noise = NoiseSource(sampling.get("seed", 0), index, draw=SKETCH_DRAW)
         known = known | model.order.sketch(1 - strength, noise).to(known.device)
-    tokens = torch.cat([tokenizer.encode(part) for part in seen.split(sampling.get("batch_size") or len(seen))])
+    tokens = torch.cat([tokenizer.encode(part) for part in seen.split(max(1, sampling.get("batch_size") or len(seen)))])
     tokens, known = (rows.expand(len(labels), *rows.shape[1:]) if len(rows) == 1 else rows for rows in (tokens, known))
     given = Given(tokens, known)
     painted = generate(model, labels, given=given, first_index=first_index, **sampling)

@@ -185,7 +185,11 @@ class GenAIMPipeline(DiffusionPipeline):  # type: ignore[misc]
         labels = [given] if isinstance(given, int | str) else given
         if isinstance(given, Tensor | np.ndarray):
             labels = _listed(given)
-        return torch.tensor([n for label in labels for n in class_numbers([str(label)], config)], dtype=torch.int64)
+        return torch.tensor([n for label in labels for n in class_numbers([_plain(label)], config)], dtype=torch.int64)
+
+
+def _plain(label: object) -> str:
+    return str(label.item() if isinstance(label, Tensor | np.generic) else label)
 
 
 def _listed(labels: Tensor | np.ndarray) -> list[int]:
@@ -194,7 +198,7 @@ def _listed(labels: Tensor | np.ndarray) -> list[int]:
     Raises:
         ValueError: If it has not one dimension, or other values than integers.
     """
-    array = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    array = np.asarray(labels.tolist() if isinstance(labels, Tensor) else labels)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ValueError(
             f"class_labels is {array.dtype} of shape {array.shape}; give integers of shape (B,), or a list of numbers "

@@ -68,6 +68,10 @@ def test_broken_files_and_overrides(tmp_path: Path, text: str, override: str, me
             r"unknown key 'tokenizer\.codebook\.sise'; did you mean 'size'\?",
         ),
         ({"steps": 0}, r"key 'steps' is 0; it must be greater than 0\.$"),
+        (
+            {"data": {"train": [], "image_size": 8}},
+            r"key 'data\.train' is \[\]; it must have at least 1 item\.$",
+        ),
         ({"steps": "x"}, r"key 'steps' is 'x'; it must be a valid integer\.$"),
         ({"optimizer": {"schedule": "cosin"}}, r"key 'optimizer\.schedule'"),
         ({"kind": "tokeniser"}, r"key 'kind' is 'tokeniser'; did you mean 'tokenizer'\?"),

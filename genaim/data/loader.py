@@ -5,6 +5,7 @@ and wherever the run started; each process takes its contiguous rows of it. Stre
 `streams`.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -17,8 +18,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from genaim.data.dataset import Batch, Sample, collate
 from genaim.data.streams import Reader, StreamDataset, stream_batches
 
-MIXTURE_BLOCK = 10_000  # draws after which every group has had exactly its share, to 1 in 10,000
-LEAST_DRAWS = 10  # of a group in a block on average: many groups make blocks longer
+MIXTURE_BLOCK = 10_000  # draws after which every group has had exactly its share, rounded to a draw
+LARGEST_BLOCK = 1_000_000
+LEAST_DRAWS = 10  # of a group in a block: small shares make blocks longer
 SOURCE_STREAM, ORDER_STREAM, AUGMENT_STREAM = 1, 2, 3  # keep the random draws of one seed apart
 Item = tuple[int, tuple[int, ...], int]  # index, augmentation key, row of the global batch
 
@@ -38,7 +40,8 @@ class StepSampler:
     """The sample indices of each step, as a pure function of (seed, step).
 
     1. A run is one row of draws; step s takes draws ``[s * batch_size, (s + 1) * batch_size)``.
-    2. Each block of 10,000 draws is dealt to the groups by weight, in a random order keyed by (seed, block).
+    2. Each block of draws is dealt to the groups by weight, in a random order keyed by (seed, block). It has 10,000
+       draws, or more where a share is so small that it would be less than 10 of them, up to a million.
     3. The n-th draw of a group is entry ``n % length`` of its permutation keyed by (seed, group, epoch), where epoch
        is ``n // length``: every image appears exactly once per epoch of its group.
 
@@ -72,8 +75,9 @@ class StepSampler:
         self.starts = np.cumsum([0, *self.lengths[:-1]])
         self.members = np.arange(sum(lengths)) if members is None else members
         self.batch_size, self.seed = batch_size, seed
-        self.block = max(MIXTURE_BLOCK, LEAST_DRAWS * len(self.lengths))
-        self.quotas = _quotas(weights or [1.0] * len(self.lengths), self.block)
+        weights = weights or [1.0] * len(self.lengths)
+        self.block = min(max(MIXTURE_BLOCK, math.ceil(LEAST_DRAWS * sum(weights) / min(weights))), LARGEST_BLOCK)
+        self.quotas = _quotas(weights, self.block)
         self._permutation = lru_cache(maxsize=2 * len(self.lengths))(self._draw_permutation)
         self._block = lru_cache(maxsize=2)(self._draw_block)
 

@@ -248,10 +248,12 @@ def split_folder(root: Path, split: str, suffixes: Collection[str] = IMAGE_SUFFI
     Raises:
         ValueError: If there is no split of that name, or it cannot be told from a class.
     """
-    there = (root / split).is_dir()
     if split == "train":  # the default, so that it may not have been asked for
-        return split if there and split in split_folders(root, suffixes) else ""
-    if not there:
+        splits = split_folders(root, suffixes)
+        if splits and split not in splits:
+            raise ValueError(f"'{root}' has the splits {', '.join(splits)} and no 'train'; give split=NAME.")
+        return split if splits else ""
+    if not (root / split).is_dir():
         folders = sorted(p.name for p in root.iterdir() if p.is_dir())
         raise ValueError(f"'{root}' has no split '{split}'; {nearest(split, folders)}.")
     return split

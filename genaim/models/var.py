@@ -196,6 +196,7 @@ class VAR(GenerativeModel):
         """Tokens, (B, N) int64; to draw codes from, the latent that is quantised, (B, h w, C)."""
         if self.cached == "tokens":
             return super().encode_for_cache(images)
+        self.tokenizer.check_images(images)
         return rearrange(self.tokenizer.encode_latent(images), "b c h w -> b (h w) c")
 
     def from_cache(self, stored: Tensor, noise: Noise) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from genaim.config import one_line
 from genaim.models import AttentiveProbe, Encoder, GenerativeModel
 from genaim.pretrained.names import FORMAT, read_config
 from genaim.tokenizers import Tokenizer
@@ -31,15 +32,19 @@ def check_model_folder(folder: Path) -> None:
         return
     if not folder.is_dir() or folder.is_symlink():
         raise ValueError(f"'{folder}' is not a plain folder; choose another one.")
-    names = (str(path.relative_to(folder)) for path in folder.rglob("*"))
+    paths = (path.relative_to(folder) for path in folder.rglob("*"))
+    names = (str(path) for path in paths if not path.parts[0].startswith("."))
     foreign = next((name for name in names if name not in {*FILES, *PARTS, CARD}), None)
     if foreign is not None:
         raise ValueError(
             f"folder '{folder}' holds other files than a model, such as '{foreign}'; choose another one, or move them."
         )
     if (folder / "config.json").is_file():
-        read_config(folder)  # raises for one of another program
-    elif any(folder.iterdir()):
+        try:
+            read_config(folder)
+        except ValueError as error:
+            raise ValueError(f"'{folder}' holds no readable model ({one_line(error)}); choose another.") from None
+    elif any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ValueError(f"folder '{folder}' holds other files than a model: it has no config.json; choose another.")
 
 
@@ -55,7 +60,7 @@ def save_model(
     """Writes a model folder, whole or not at all.
 
     Args:
-        folder: Where to; an existing model there is replaced, except for its ``README.md``.
+        folder: Where to; an existing model there is replaced, except for its ``README.md`` and hidden files.
         module: Generator, encoder, tokenizer or probe.
         dtype: Format of the stored weights.
         shared_tokenizer: Name of a bundled or official tokenizer to refer to, instead of a copy.
@@ -73,8 +78,12 @@ def save_model(
         _write(temporary, module, dtype, shared_tokenizer, tokenizer_changes or {})
         if probe is not None:
             save_model(temporary / "probe", probe, dtype=dtype)
-        if (folder / CARD).is_file():
-            shutil.copy2(folder / CARD, temporary)  # it may be written by hand
+        for path in folder.glob("*"):  # the card may be written by hand, hidden files are of git and the Hub
+            if path.is_file() and path.name == CARD:
+                shutil.copy2(path, temporary)
+            elif path.name.startswith("."):
+                copy = shutil.copy2 if path.is_file() else shutil.copytree
+                copy(path, temporary / path.name)
         _replace(folder, temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -89,7 +98,7 @@ def _replace(folder: Path, new: Path) -> None:
         os.replace(folder, old)
     try:
         os.replace(new, folder)
-    except OSError:
+    except BaseException:
         if old.exists():
             os.replace(old, folder)
         raise

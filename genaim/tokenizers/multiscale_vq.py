@@ -192,11 +192,16 @@ class MultiScaleVQ(TrainableTokenizer):
 
         Returns:
             (B, N) int64.
+
+        Raises:
+            ValueError: If codes are to be drawn without noise.
         """
+        if temperature > 0 and noise is None:
+            raise ValueError(f"temperature {temperature} draws codes, which needs noise; pass noise, or temperature 0.")
         residual, tokens = latent, []
         for scale, side in enumerate(self.patch_nums):
             vectors = self.to_side(residual, side)
-            if temperature > 0 and noise is not None and side < self.patch_nums[-1]:
+            if noise is not None and temperature > 0 and side < self.patch_nums[-1]:
                 maps = self.codebook.draw(vectors, temperature, noise)  # (B, side, side)
             else:
                 maps = self.codebook.nearest(vectors)

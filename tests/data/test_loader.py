@@ -107,8 +107,8 @@ def test_mixture_shares_and_coverage():
 
 @pytest.mark.parametrize("weights", [[1.0], [1e-9, 1.0], [1.0] * 7, [0.3, 0.3, 0.4], [1e-9] * 5 + [1.0]])
 def test_quotas_fill_a_block_and_forget_no_source(weights):
-    quotas = StepSampler([5] * len(weights), weights=weights, batch_size=1, seed=0).quotas
-    assert sum(quotas) == 10_000 and min(quotas) >= 1
+    sampler = StepSampler([5] * len(weights), weights=weights, batch_size=1, seed=0)
+    assert sum(sampler.quotas) == sampler.block and min(sampler.quotas) >= 1
 
 
 def test_mixture_of_data_sets_joins_classes_by_name(tmp_path):
@@ -240,6 +240,13 @@ def test_class_balance_draws_rare_classes_more_often_and_every_image_equally_wit
     for images in (range(9), range(9, 12)):
         assert max(counts[i] for i in images) - min(counts[i] for i in images) <= 1
     assert_equal(next(make_loader(rare, batch_size=100, seed=0, class_balance=balance, start_step=7)), batches[7])
+
+
+def test_small_shares_lengthen_the_blocks():
+    """A class of one image beside a large one was drawn 25 times too often."""
+    weights = [1e6**0.9, *[1.0] * 500]
+    sampler = StepSampler([10**6, *[1] * 500], weights=weights, batch_size=1, seed=0)
+    assert sum(sampler.quotas[1:]) / sampler.block == pytest.approx(500 / sum(weights), rel=0.01)
 
 
 def test_class_balance_keeps_the_weights_of_a_mixture(tmp_path):

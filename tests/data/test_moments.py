@@ -142,6 +142,15 @@ def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path, monkeypatch: pytes
     assert not read_moments(tmp_path / "a.npz")[0].any()
 
 
+def test_moments_of_another_autoencoder_have_another_fingerprint(tmp_path: Path) -> None:
+    """Names and sizes are equal."""
+    found = []
+    for number in range(2):
+        write(tmp_path / str(number), "a", np.full((4, 2, 2), number, np.float32))
+        found.append(build_dataset(config(tmp_path / str(number)), "train").fingerprint())
+    assert found[0] != found[1]
+
+
 def test_images_of_several_sources_are_numbered(flat: Path, classes: Path, tmp_path: Path) -> None:
     (flat / "03.png").write_bytes(b"junk")
     bad, folder = BadFiles(0.5), tmp_path / "moments"

@@ -127,6 +127,12 @@ def test_splits_beside_other_folders_are_refused(tmp_path, names):
     assert len(dataset(**source, split="extra")) == len(dataset(path=str(tmp_path / "train"))) == 1
 
 
+@pytest.mark.parametrize("names", [("test/0.png", "val/0.png"), ("Train/0.png", "Test/0.png")])
+def test_splits_without_the_one_asked_for_are_no_classes(tmp_path, names):
+    with pytest.raises(ValueError, match=r"has the splits .* and no 'train'; give split=NAME\.$"):
+        dataset(**write_images(tmp_path, *names))
+
+
 def test_limit_keeps_the_class_numbering(classes):
     data = dataset(path=str(classes), limit=2)
     assert len(data) == 2 and data.class_names == ["cat", "dog"]

@@ -73,8 +73,10 @@ def test_saving_again_keeps_the_card_and_refuses_what_lies_beside_the_model(tmp_
     folder = tmp_path / "model"
     save_model(folder, make_var())
     (folder / "README.md").write_text("# Written by hand")
+    (folder / ".gitattributes").write_text("*.safetensors filter=lfs")
     save_model(folder, make_var())
     assert (folder / "README.md").read_text() == "# Written by hand"
+    assert (folder / ".gitattributes").is_file()
     (folder / "tokenizer" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"such as 'tokenizer/notes\.txt'; choose another one"):
         save_model(folder, make_var())

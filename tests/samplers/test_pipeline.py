@@ -133,7 +133,14 @@ def test_classes_by_number_and_name(pipe: GenAIMPipeline) -> None:
 @pytest.mark.parametrize("kind", [torch.tensor, np.array, lambda numbers: np.array(numbers, np.uint8)])
 def test_classes_as_a_tensor_or_array(pipe: GenAIMPipeline, kind: Any) -> None:
     assert same(pipe(class_labels=kind([0, 2]), seed=0), pipe(class_labels=[0, 2], seed=0))
-    for wrong in (kind([[0, 2]]), torch.tensor([0.0]), np.array([True]), torch.tensor(0)):
+    assert same(pipe(class_labels=list(kind([0, 2])), seed=0), pipe(class_labels=[0, 2], seed=0))
+    for wrong in (
+        kind([[0, 2]]),
+        torch.tensor([0.0]),
+        torch.ones(1, dtype=torch.bfloat16),
+        np.array([True]),
+        torch.tensor(0),
+    ):
         with pytest.raises(ValueError, match=r"class_labels is .* of shape .*; give integers of shape \(B,\)"):
             pipe(class_labels=wrong)
     with pytest.raises(ValueError, match="unknown class '3'"):

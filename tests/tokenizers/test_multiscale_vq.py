@@ -129,6 +129,8 @@ def test_drawn_codes_belong_to_the_image_and_later_scales_mend_them() -> None:
     alone = tokenizer.quantize(latent[2:3], temperature=0.5, noise=NoiseSource(0, torch.tensor([2])))
     assert alone.equal(drawn[2:3])
     errors = [(tokenizer.running_latents(drawn)[k] - latent).square().mean() for k in (2, 3)]
+    with pytest.raises(ValueError, match=r"temperature 0\.5 draws codes, which needs noise"):
+        tokenizer.quantize(latent, temperature=0.5)
     assert errors[1] < errors[0]  # the last scale takes the nearest codes of what is left
 
 
