@@ -33,8 +33,8 @@ def check_model_folder(folder: Path) -> None:
     if not folder.is_dir() or folder.is_symlink():
         raise ValueError(f"'{folder}' is not a plain folder; choose another one.")
     paths = (path.relative_to(folder) for path in folder.rglob("*"))
-    names = (str(path) for path in paths if not path.parts[0].startswith("."))
-    foreign = next((name for name in names if name not in {*FILES, *PARTS, CARD}), None)
+    names = (str(path) for path in paths if not _stays(path.parts[0]))
+    foreign = next((name for name in names if name not in {*FILES, *PARTS}), None)
     if foreign is not None:
         raise ValueError(
             f"folder '{folder}' holds other files than a model, such as '{foreign}'; choose another one, or move them."
@@ -44,8 +44,13 @@ def check_model_folder(folder: Path) -> None:
             read_config(folder)
         except ValueError as error:
             raise ValueError(f"'{folder}' holds no readable model ({one_line(error)}); choose another.") from None
-    elif any(not path.name.startswith(".") for path in folder.iterdir()):
+    elif any(not _stays(path.name) or path.name == CARD for path in folder.iterdir()):
         raise ValueError(f"folder '{folder}' holds other files than a model: it has no config.json; choose another.")
+
+
+def _stays(name: str) -> bool:
+    """Whether a new model leaves it: the card, which may be written by hand, its pictures, and git's and the Hub's."""
+    return name == CARD or name.endswith(".png") or name.startswith(".")
 
 
 def save_model(
@@ -60,7 +65,7 @@ def save_model(
     """Writes a model folder, whole or not at all.
 
     Args:
-        folder: Where to; an existing model there is replaced, except for its ``README.md`` and hidden files.
+        folder: Where to; an existing model there is replaced, except for its ``README.md``, pictures and hidden files.
         module: Generator, encoder, tokenizer or probe.
         dtype: Format of the stored weights.
         shared_tokenizer: Name of a bundled or official tokenizer to refer to, instead of a copy.
@@ -78,12 +83,9 @@ def save_model(
         _write(temporary, module, dtype, shared_tokenizer, tokenizer_changes or {})
         if probe is not None:
             save_model(temporary / "probe", probe, dtype=dtype)
-        for path in folder.glob("*"):  # the card may be written by hand, hidden files are of git and the Hub
-            if path.is_file() and path.name == CARD:
-                shutil.copy2(path, temporary)
-            elif path.name.startswith("."):
-                copy = shutil.copy2 if path.is_file() else shutil.copytree
-                copy(path, temporary / path.name)
+        for path in (path for path in folder.glob("*") if _stays(path.name)):
+            copy = shutil.copytree if path.is_dir() else shutil.copy2
+            copy(path, temporary / path.name)
         _replace(folder, temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -114,7 +114,7 @@ def test_a_replay_tells_differences_of_figures_and_their_possible_reasons():
     changed = {"libraries": {"torch": "2.11"}, "machine": {"device": "cuda", "threads": 1}}
     now = rest | changed | {"figures": [row | {"figures": {"fid": fid | {"error": 0.2}, "kid": kid}}]}
     assert compared(before, now) == [
-        "a against b: error of fid was 0.10000000000000001, is 0.20000000000000001",
+        "a against b: error of fid was 0.1, is 0.2",
         "a against b: kid was absent, is 0.5",
         "possible reason: device was cpu, is cuda",
         "possible reason: torch was 2.10, is 2.11",
