@@ -69,7 +69,8 @@ def refused(done, *fragments):
         (["train", "emoji-vp", "--keys"], ["'emoji-vp'"]),
     ],
 )
-def test_wrong_arguments(genaim, arguments, fragments):
+def test_wrong_arguments(genaim, arguments, fragments, monkeypatch):
+    monkeypatch.setenv("GENAIM_DATA", "data")  # recipes name it
     refused(genaim(*arguments), *fragments)
 
 
