@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from genaim.core.files import file_written_whole
+from genaim.core.files import file_written_whole, replace_folder
 
 RECORD = "record.json"
 RECORD_FORMAT = "genaim sample 1"
@@ -67,7 +67,8 @@ def written_whole(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        _replace(folder, temporary)
+        check_replaceable(folder)  # again: sampling may have taken hours
+        replace_folder(folder, temporary)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         for parent in made:
@@ -80,21 +81,6 @@ def written_whole(folder: Path) -> Iterator[Path]:
         ):
             raise OSError(error.errno, f"{os.strerror(error.errno)}; nothing was written", str(folder)) from error
         raise
-
-
-def _replace(folder: Path, new: Path) -> None:
-    check_replaceable(folder)  # again: sampling may have taken hours
-    if not folder.exists():
-        os.replace(new, folder)
-        return
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    os.replace(folder, old)
-    try:
-        os.replace(new, folder)
-    except OSError:
-        os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def make_parent(file: Path) -> None:

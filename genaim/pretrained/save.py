@@ -1,7 +1,6 @@
 """Writes models: a folder with ``config.json`` and safetensors weights, which `genaim.pretrained.names` describes."""
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from genaim.config import one_line
+from genaim.core.files import replace_folder
 from genaim.models import AttentiveProbe, Encoder, GenerativeModel
 from genaim.pretrained.names import FORMAT, read_config
 from genaim.tokenizers import Tokenizer
@@ -86,25 +86,10 @@ def save_model(
         for path in (path for path in folder.glob("*") if _stays(path.name)):
             copy = shutil.copytree if path.is_dir() else shutil.copy2
             copy(path, temporary / path.name)
-        _replace(folder, temporary)
+        replace_folder(folder, temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def _replace(folder: Path, new: Path) -> None:
-    """Puts a new folder in a folder's place; on any error the old one stays."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    try:
-        os.replace(new, folder)
-    except BaseException:
-        if old.exists():
-            os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(
