@@ -5,11 +5,10 @@ from tempfile import TemporaryDirectory
 
 from genaim.config import one_line
 from genaim.models import Encoder, GenerativeModel
-from genaim.pretrained.save import save_model
+from genaim.pretrained.save import CARD, FILES, save_model
 from genaim.tokenizers import Tokenizer
 
-FILES = ("config.json", "*.safetensors", "README.md")
-CARD = """---
+TEMPLATE = """---
 library_name: genaim
 tags: [{tags}]
 ---
@@ -60,8 +59,8 @@ def push_to_hub(
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         save_model(folder, module)
-        if card is not None or not api.file_exists(repo_id, "README.md"):
-            (folder / "README.md").write_text(card or default_card(module, repo_id))
+        if card is not None or not api.file_exists(repo_id, CARD):
+            (folder / CARD).write_text(card or default_card(module, repo_id))
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
     return url
 
@@ -71,10 +70,10 @@ def default_card(module: GenerativeModel | Encoder | Tokenizer, repo_id: str) ->
     kind: str = getattr(module.config, "kind", type(module).__name__)
     if isinstance(module, GenerativeModel):
         side, command = module.tokenizer.image_size, f"genaim sample --model {repo_id}"
-        return CARD.format(tags="image-generation", name=repo_id, kind=f"{kind} model", side=side, command=command)
+        return TEMPLATE.format(tags="image-generation", name=repo_id, kind=f"{kind} model", side=side, command=command)
     what = "encoder" if isinstance(module, Encoder) else "tokenizer"
     command = f"from genaim.pretrained import from_pretrained; {what} = from_pretrained({repo_id!r})"
-    return CARD.format(tags=what, name=repo_id, kind=f"{kind} {what}", side=module.image_size, command=command)
+    return TEMPLATE.format(tags=what, name=repo_id, kind=f"{kind} {what}", side=module.image_size, command=command)
 
 
 def hub_folder(name: str) -> Path:
@@ -89,7 +88,7 @@ def hub_folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[*FILES]))
+        folder = Path(snapshot_download(name, allow_patterns=[*FILES, CARD]))
     except Exception as error:  # of the library's HTTP client, which has changed from version to version
         reason = one_line(error)
         raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from genaim.config import one_line
-from genaim.core.files import replace_folder
+from genaim.files import replace_folder
 from genaim.models import AttentiveProbe, Encoder, GenerativeModel
 from genaim.pretrained.names import FORMAT, read_config
 from genaim.tokenizers import Tokenizer
@@ -18,7 +18,7 @@ from genaim.tokenizers import Tokenizer
 Saved = GenerativeModel | Encoder | Tokenizer | AttentiveProbe
 CARD = "README.md"
 PARTS = ("tokenizer", "probe")
-FILES = [str(Path(part) / name) for part in ("", *PARTS) for name in ("config.json", "model.safetensors")]
+FILES = [f"{part}{name}" for part in ("", *(f"{p}/" for p in PARTS)) for name in ("config.json", "model.safetensors")]
 """What a model folder is made of, beside the card."""
 
 
@@ -33,7 +33,7 @@ def check_model_folder(folder: Path) -> None:
     if not folder.is_dir() or folder.is_symlink():
         raise ValueError(f"'{folder}' is not a plain folder; choose another one.")
     paths = (path.relative_to(folder) for path in folder.rglob("*"))
-    names = (str(path) for path in paths if not _stays(path.parts[0]))
+    names = (path.as_posix() for path in paths if not _stays(path.parts[0]))
     foreign = next((name for name in names if name not in {*FILES, *PARTS}), None)
     if foreign is not None:
         raise ValueError(

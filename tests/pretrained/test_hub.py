@@ -7,8 +7,9 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 
-from genaim.models import GenerativeModel
+from genaim.models import AIM, AIMConfig, GenerativeModel
 from genaim.pretrained import from_pretrained, load_generator, load_tokenizer, push_to_hub, save_pretrained
 from genaim.pretrained.names import is_named, locate
 from genaim.tokenizers import fingerprint
@@ -41,8 +42,12 @@ class LocalHub:
     def snapshot_download(self, repo_id: str, *, allow_patterns: list[str]) -> str:
         if not (self.root / repo_id).is_dir():
             raise OSError(f"404 Client Error.\n\nRepository Not Found for {repo_id}.")
-        assert set(allow_patterns) == {"config.json", "*.safetensors", "README.md"}
-        return str(self.root / repo_id)
+        paths = (p.relative_to(self.root / repo_id) for p in (self.root / repo_id).rglob("*") if p.is_file())
+        copy = self.root / "downloaded" / repo_id
+        for name in filter_repo_objects(map(str, paths), allow_patterns=allow_patterns):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(self.root / repo_id / name, copy / name)
+        return str(copy)
 
 
 @pytest.fixture
@@ -89,6 +94,19 @@ def test_pushed_and_read_again(hub: LocalHub) -> None:
     assert "genaim sample --model me/tiny" in card
     assert_same(load_generator("me/tiny"), model)
     assert is_named("me/tiny")
+
+
+def test_an_encoder_is_pushed_with_its_card_alone(hub: LocalHub) -> None:
+    encoder = AIM(AIMConfig(depth=1, width=16, num_heads=2, image_size=8, patch_size=4, head_depth=None))
+    push_to_hub(encoder, "me/aim")
+    (hub.root / "me" / "aim" / "notes.txt").write_text("not a part of a model")
+    read = from_pretrained("me/aim")
+    assert all(a.equal(b) for a, b in zip(read.state_dict().values(), encoder.state_dict().values(), strict=True))
+    assert sorted(p.name for p in (hub.root / "downloaded" / "me" / "aim").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def test_a_tokenizer_is_pushed(hub: LocalHub) -> None:
