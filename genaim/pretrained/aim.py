@@ -49,6 +49,7 @@ def aim_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         ValueError: If it is of no published size: the number of attention heads leaves no trace in the shapes.
     """
+    state = _image_encoder(state)
     patch = state["preprocessor.patchifier.proj.weight"]
     size = {
         "version": 1 if "preprocessor.patchifier.norm.bias" in state else 2,  # RMSNorm has no bias
@@ -70,6 +71,12 @@ def aim_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     )
 
 
+def _image_encoder(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The image half of AIMv2-LiT, which has a text encoder beside it; any other state dict as it is."""
+    part = "image_encoder."
+    return {key.removeprefix(part): state[key] for key in state if key.startswith(part)} or state
+
+
 def probe_config(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """Config of the probe in an official state dict, but for its attention heads; None if there is no probe."""
     if "head.linear.weight" not in state:
@@ -85,7 +92,7 @@ def load_official_aim(model: AIM, state: Mapping[str, Tensor]) -> None:
         ValueError: If a key or shape does not fit.
     """
     family = f"AIM v{model.config.version}"
-    renamed = rename(state, AIM_KEYS, family)
+    renamed = rename(_image_encoder(state), AIM_KEYS, family)
     renamed |= {k: v for k, v in model.state_dict().items() if k.startswith("pixel_head.")}
     load_strict(model, renamed, family)
 

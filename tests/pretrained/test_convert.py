@@ -15,7 +15,7 @@ from genaim.models import AIM, VAR, AIMConfig
 from genaim.models.aim import PRESETS as AIM_SIZES
 from genaim.models.mar import PRESETS
 from genaim.pretrained import from_pretrained, load_encoder, load_generator, load_probe, load_tokenizer
-from genaim.pretrained.aim import aim_config, probe_config
+from genaim.pretrained.aim import aim_config, load_official_aim, probe_config
 from genaim.pretrained.convert import FAMILIES, convert
 from genaim.pretrained.fetch import save_converted
 from genaim.pretrained.mar import kl16_config, mar_config, mar_tokenizer
@@ -193,6 +193,21 @@ def test_published_aims_are_recognised(name: str, preset: str) -> None:
     if config.positions == "learned":
         state["preprocessor.pos_embed"] = torch.empty(1, 32 * 32, config.width, device="meta")
         assert AIMConfig.model_validate(aim_config(state)).image_size == 448
+
+
+def test_the_image_half_of_aimv2_lit_is_read() -> None:
+    """No key list of it is stored; the names are those of AIMv2LiT in apple/ml-aim."""
+    shapes = json.loads((FOLDER / "keys" / "aimv2-large-patch14-224.json").read_text())
+    shapes |= {"head.cls_token": [1, 1, 1024], "head.k.weight": [1024, 1024], "head.v.weight": [1024, 1024]}
+    shapes |= {"head.linear.weight": [1024, 1024], "head.linear.bias": [1024]}
+    shapes = {f"image_encoder.{key}": shape for key, shape in shapes.items()}
+    shapes |= {"text_encoder.trunk.post_trunk_norm.weight": [768], "image_projector.weight": [768, 1024]}
+    shapes |= {"text_projector.weight": [768, 768], "log_logit_scale": []}
+    state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    found = aim_config(state)
+    assert (found["preset"], found["image_size"], probe_config(state)) == ("v2-large", 224, None)
+    with torch.device("meta"):
+        load_official_aim(AIM(AIMConfig.model_validate(found)), state)
 
 
 @torch.no_grad()
