@@ -301,13 +301,16 @@ class Reader:
             found = first_shard > 0 or first_offset > 0
             for shard in range(first_shard, len(mine)):
                 for offset, record in enumerate(stream.records(int(mine[shard]), first_offset, key), first_offset):
-                    found = True
                     self.positions[which] = (epoch, shard, offset + 1)
                     if by_shard or offset % self.num_readers == self.reader:
+                        found = True
                         yield record
                 first_offset = 0
             if not found:
-                raise ValueError(f"stream {which} of the mixture holds no records; check its shards.")
+                raise ValueError(
+                    f"stream {which} of the mixture holds no records for reader {self.reader + 1} of "
+                    f"{self.num_readers}; check its shards, or take fewer processes or data.num_workers."
+                )
             epoch, first_shard = epoch + 1, 0
             self.positions[which] = (epoch, 0, 0)
 

@@ -130,6 +130,15 @@ def test_nothing_readable_stops(shards):
         next(make_loader(stream(shards, pattern="z.tar"), batch_size=2, seed=0))
 
 
+def test_a_reader_that_never_gets_a_record_stops(shards):
+    files = {f"{i}.{ending}": data for i in range(3) for ending, data in {"png": png((1, 1, 1)), "cls": b"1"}.items()}
+    write_tar(shards / "few.tar", files)
+    few = stream(shards, pattern="few.tar")
+    assert labels(make_loader(few, batch_size=4, seed=0, rank=2, world_size=4), 1)
+    with pytest.raises(ValueError, match=r"no records for reader 4 of 4; check .*, or take fewer processes"):
+        next(make_loader(few, batch_size=4, seed=0, rank=3, world_size=4))
+
+
 def test_patterns_folders_and_stars_name_the_same_shards(shards):
     base = stream(shards).fingerprint()
     assert stream(shards, pattern="x-*.tar").fingerprint() == base
