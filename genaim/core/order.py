@@ -49,7 +49,7 @@ class Order(ABC):
             noise: Source of random orders.
 
         Raises:
-            ValueError: If the order has a fixed number of steps and another is asked for.
+            ValueError: If the order has a fixed number of steps and another is asked for, or a random one has no noise.
         """
 
     def sketch(self, share: float, noise: Noise) -> Tensor:
@@ -189,7 +189,8 @@ class RandomSequenceOrder(SequenceOrder):
 
     def sequence(self, batch_size: int, noise: Noise | None = None, device: torch.device | None = None) -> Tensor:
         """Draws the path of every image."""
-        assert noise is not None, "random orders draw from a noise source"
+        if noise is None:
+            raise ValueError("a random order draws from a noise source; pass noise.")
         return noise.uniform(self.num_tokens).argsort(dim=1, stable=True).to(device)
 
 
@@ -217,7 +218,8 @@ class RandomOrder(Order):
         Raises:
             ValueError: If the number of steps is not positive.
         """
-        assert noise is not None, "random orders draw from a noise source"
+        if noise is None:
+            raise ValueError("a random order draws from a noise source; pass noise.")
         total = self.num_steps if num_steps is None else num_steps
         if total < 1:
             raise ValueError(f"{total} steps are asked for; ask for 1 or more.")

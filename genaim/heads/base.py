@@ -111,6 +111,9 @@ class Head(nn.Module, ABC):
 
         Returns:
             (...) float32, in nats where the head has a density.
+
+        Raises:
+            ValueError: If the head needs noise and there is none.
         """
 
     @abstractmethod

@@ -201,7 +201,8 @@ class DiffusionHead(Head):
             targets: (B, n, C).
             noise: Source of timesteps and noise; required.
         """
-        assert noise is not None, "the diffusion head draws timesteps and noise"
+        if noise is None:
+            raise ValueError("the diffusion head draws timesteps and noise; pass noise.")
         draws, tokens, channels = self.config.draws, *targets.shape[1:]
         flow = self.config.objective == "flow"
         time = noise.normal(draws, tokens).sigmoid() if flow else self._timesteps(noise, tokens)

@@ -7,7 +7,7 @@ as published.
 
 import math
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +34,8 @@ class Diffusion:
         """
         check_steps(num_steps)
         stride = (NUM_TIMESTEPS - 1) / (num_steps - 1)
-        kept = sorted({round(i * stride) for i in range(num_steps)})
+        sums = accumulate([0.0] + [stride] * (num_steps - 1))  # as published; i * stride rounds otherwise at ties
+        kept = sorted({round(timestep) for timestep in sums})
         kept_cumprod = np.cumprod(1 - cosine_betas())[kept]
         betas = 1 - kept_cumprod / np.append(1.0, kept_cumprod[:-1])
         alphas, cumprod = 1 - betas, kept_cumprod

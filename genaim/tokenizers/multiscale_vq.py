@@ -255,7 +255,7 @@ class MultiScaleVQ(TrainableTokenizer):
             tokens: Tokens of all scales (or all but the last), (B, N) int64.
 
         Returns:
-            (B, N - 1, C) float32 in codebook units for one-token first scales: the inputs of scales 2 to K, in order.
+            The inputs of scales 2 to K in order, (B, number of their tokens, C), in the codebook's units and format.
         """
         latents = self.running_latents(tokens)
         sides = self.patch_nums[1 : len(latents) + 1]

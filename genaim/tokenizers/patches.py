@@ -69,7 +69,7 @@ class PixelPatches(Tokenizer):
         """Images of patches, (B, 3, H, W) in [-1, 1]."""
         p = self.patch_size
         images = rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=self.side, p=p, q=p)
-        return images.float().clamp(-1, 1).expand(-1, 3, -1, -1)
+        return images.float().clamp(-1, 1).repeat(1, 3 // images.shape[1], 1, 1)
 
     def encode_for_cache(self, images: Tensor) -> Tensor:
         """8-bit values, (B, N, C) uint8."""

@@ -136,3 +136,9 @@ def test_sincos_starts_with_the_column() -> None:
     torch.testing.assert_close(table[2, 3, ::4], torch.stack([x.sin(), x.cos(), y.sin(), y.cos()]))
     with pytest.raises(ValueError, match="multiple of 4"):
         sincos_2d(2, 2, 6)
+
+
+def test_random_orders_ask_for_noise() -> None:
+    for order in (RandomOrder(4, 4), REGISTRY["random_sequence"](4, 4)):
+        with pytest.raises(ValueError, match="random order draws from a noise source; pass noise"):
+            list(order.steps(torch.zeros(1, 16, dtype=torch.bool)))

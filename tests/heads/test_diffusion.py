@@ -89,6 +89,7 @@ def test_respacing_keeps_the_noise_levels() -> None:
     full, few = Diffusion(), Diffusion(10)
     assert few.timesteps.tolist() == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
     torch.testing.assert_close(few.sqrt_cumprod, full.sqrt_cumprod[few.timesteps])
+    assert Diffusion(21).timesteps.tolist()[9:12] == [450, 499, 549]  # 499.5, which a running sum rounds down
     assert Diffusion(1000).timesteps.equal(torch.arange(1000)) and Diffusion(2).timesteps.tolist() == [0, 999]
 
 

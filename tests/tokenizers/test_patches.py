@@ -28,3 +28,10 @@ def test_the_grey_of_colours_is_one_of_256_levels() -> None:
     assert (tokenizer.decode(tokens) - images.mean(1, keepdim=True)).abs().max() <= 0.5 / 127.5 + 1e-6
     cached = tokenizer.from_cache(tokenizer.encode_for_cache(images), NoiseSource(0, torch.arange(4)))
     assert cached.equal(tokens)
+
+
+def test_decoded_pictures_have_memory_of_their_own() -> None:
+    tokenizer = make_patches(grey=True)
+    images = tokenizer.decode(torch.zeros(1, tokenizer.num_tokens, tokenizer.token_channels))
+    images[:, 0] += 1
+    assert images.mean((0, 2, 3)).tolist() == [1, 0, 0]
