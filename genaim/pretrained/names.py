@@ -161,6 +161,10 @@ def _read_run(folder: Path) -> dict[str, Any]:
 
     try:
         run = yaml.safe_load((folder / "config.yaml").read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"'{folder}' holds neither config.json nor config.yaml; give a model folder or run folder."
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError):
         run = None
     if not _is_whole(run):
