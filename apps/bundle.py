@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -41,6 +41,7 @@ def bundle(
     tokenizer: Annotated[str | None, typer.Option(help="Bundled tokenizer to share, instead of a copy.")] = None,
     dtype: Annotated[str, typer.Option(help="Format of the weights: float16 or bfloat16.")] = "float16",
     guidance: Annotated[float | None, typer.Option(help="Default guidance scale to store; 1 is off.")] = None,
+    guidance_schedule: Annotated[str | None, typer.Option(help="Default guidance schedule to store.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Default temperature to store.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Default top-k to store; 0 is off.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Default top-p to store; 1 is off.")] = None,
@@ -64,9 +65,17 @@ def bundle(
     )
     module = load(str(run))
     settings = None
+    sampling = {
+        "guidance_scale": guidance,
+        "guidance_schedule": guidance_schedule,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "num_steps": steps,
+    }
     if config.kind == "generator":
-        settings = set_sampling(module, str(run), guidance, temperature, top_k, top_p, steps)
-    elif tokenizer is not None or (guidance, temperature, top_k, top_p, steps) != (None,) * 5:
+        settings = set_sampling(module, str(run), **sampling)
+    elif tokenizer is not None or any(value is not None for value in sampling.values()):
         raise ValueError(f"'{run}' is a tokenizer, which is not sampled and has no tokenizer; give its dtype only.")
     storage = storage_dtype(dtype, module)
     if tokenizer is not None:
@@ -100,16 +109,13 @@ def read_run(run: Path) -> "TokenizerRunConfig | GeneratorRunConfig":
     return config
 
 
-def set_sampling(
-    model: "GenerativeModel | Tokenizer",
-    source: str,
-    guidance: float | None,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    steps: int | None,
-) -> "Settings":
+def set_sampling(model: "GenerativeModel | Tokenizer", source: str, **sampling: Any) -> "Settings":
     """Stores the default sampling in the model's config; returns the settings of the card's samples.
+
+    Args:
+        model: A generator.
+        source: Its run folder.
+        sampling: Fields of a `SampleRequest`; None keeps the model's own.
 
     Raises:
         ValueError: If an option does not fit the model.
@@ -126,20 +132,17 @@ def set_sampling(
         source,
         count=GRID_ROWS * columns,
         seed=SEED,
-        guidance_scale=guidance,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        num_steps=steps,
+        **sampling,
         batch_size=BATCH_SIZE,
         dtype="float32",
     )
     request.check()
     dtype = next(model.parameters()).dtype
     settings = resolve(request, model.config, fingerprint(model), model.device, dtype)
-    chosen = {name: settings[name] for name in ("guidance_scale", "num_steps")} | settings["options"]
-    sampling = model.config.sampling.model_copy(update=chosen)
-    model.config = model.config.model_copy(update={"sampling": sampling})
+    names = ("guidance_scale", "guidance_schedule", "num_steps")
+    chosen = {name: settings[name] for name in names} | settings["options"]
+    defaults = model.config.sampling.model_copy(update=chosen)
+    model.config = model.config.model_copy(update={"sampling": defaults})
     return settings
 
 

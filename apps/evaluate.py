@@ -176,6 +176,7 @@ SAMPLING_OPTIONS = {
     "classes": "--classes",
     "seed": "--seed",
     "guidance": "--guidance",
+    "guidance_schedule": "--guidance-schedule",
     "temperature": "--temperature",
     "top_k": "--top-k",
     "top_p": "--top-p",
@@ -209,6 +210,7 @@ def fid(
     ] = None,
     seed: options.Seed = 0,
     guidance: options.Guidance = None,
+    guidance_schedule: options.GuidanceSchedule = None,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
@@ -238,6 +240,7 @@ def fid(
         count=count,
         seed=seed,
         guidance_scale=guidance,
+        guidance_schedule=guidance_schedule,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -328,6 +331,7 @@ def sweep(
     guidance: Annotated[list[str] | None, typer.Option(metavar="NUMBERS", help="Guidance scales, as 1,2,4.")] = None,
     temperature: Annotated[list[str] | None, typer.Option(metavar="NUMBERS", help="Temperatures.")] = None,
     steps: Annotated[list[str] | None, typer.Option(metavar="NUMBERS", help="Numbers of steps.")] = None,
+    guidance_schedule: options.GuidanceSchedule = None,
     best_by: Annotated[
         str, typer.Option(metavar="FIGURE", help="fid, kid, precision, recall or inception_score.")
     ] = "fid",
@@ -352,7 +356,7 @@ def sweep(
 
     request = QualityRequest(
         "fid",
-        SampleRequest(model, count=count, seed=seed, dtype=dtype),
+        SampleRequest(model, count=count, seed=seed, guidance_schedule=guidance_schedule, dtype=dtype),
         references=tuple(reference or ["train"]),
         device=device,
         reference_count=reference_count,

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from genaim.core.files import file_written_whole, replace_folder
+from genaim.files import file_written_whole, replace_folder
 
 RECORD = "record.json"
 RECORD_FORMAT = "genaim sample 1"

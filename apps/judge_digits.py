@@ -176,17 +176,16 @@ def judge_request(request: "SampleRequest", cnn: "DigitCNN", mnist: Path, progre
 
 def summary(figures: dict[str, Any]) -> str:
     """The figures for a reader, with what is wanted."""
-    from apps.request import in_words
+    from apps.request import sampling_in_words
 
     classes = "  ".join(f"{c}: {share:.1%}" for c, share in figures["agreement_per_class"].items())
     settings = figures["settings"]
-    options = {"guidance": settings["guidance_scale"], "steps": settings["num_steps"], **settings["options"]}
     missed = [name for name, least in WANTED.items() if figures[name] < least]
     missed += ["equal_pairs"] if figures["equal_pairs"] else []
     return "\n".join(
         [
             f"{figures['model']}, {figures['generated']} digits, seed {settings['seed']}, "
-            + ", ".join(f"{name} {in_words(value)}" for name, value in options.items() if value is not None),
+            + sampling_in_words(settings),
             f"agreement   {figures['agreement']:.1%}  (wanted {WANTED['agreement']:.0%})",
             f"            {classes}",
             f"equal pairs {figures['equal_pairs']}  (wanted 0)",

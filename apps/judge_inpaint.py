@@ -8,7 +8,7 @@ import typer
 from apps.errors import guarded
 from apps.folders import make_parent, write_json
 from apps.held_out import EMOJI_SIDE, held_out_emoji, row_names
-from genaim.core.files import file_written_whole
+from genaim.files import file_written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,9 +109,8 @@ def complete_all(
     """
     import torch
 
-    from apps.request import resolve
+    from apps.request import resolve, sampling_arguments
     from genaim.core.hardware import pick_device, pick_dtype
-    from genaim.heads import SamplingOptions
     from genaim.pretrained import load_generator
     from samplers.inpaint import complete
     from samplers.prepare import prepare
@@ -122,6 +121,8 @@ def complete_all(
     if model.tokenizer.image_size != EMOJI_SIDE:
         raise ValueError(f"'{request.model}' makes images of {model.tokenizer.image_size} pixels, not {EMOJI_SIDE}.")
     settings = resolve(request, model.config, "", device, dtype)
+    if labels is None:
+        settings["guidance_scale"] = 1.0
     prepare(model, dtype)
     null = model.config.num_classes
     told = labels if labels is not None and null else torch.full((len(images),), null)
@@ -133,11 +134,7 @@ def complete_all(
             model,
             *(x[rows].repeat_interleave(n, 0) for x in (images, keep, told)),
             first_index=first * n,
-            seed=request.seed,
-            options=SamplingOptions(**settings["options"]),
-            guidance_scale=1.0 if labels is None else settings["guidance_scale"],
-            num_steps=settings["num_steps"],
-            dtype=dtype,
+            **sampling_arguments(settings, dtype),
         )
         results.append(painted.unflatten(0, (-1, n)).cpu())
         progress.advance(min(first + BATCH, len(images)), {})

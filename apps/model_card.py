@@ -20,7 +20,7 @@ from apps.provenance import (
     this_machine,
     training_seconds,
 )
-from apps.request import Settings, in_words
+from apps.request import Settings, sampling_arguments, sampling_in_words
 from apps.sample import draw
 from apps.splits import located, whole_split
 from genaim.core.progress import Progress
@@ -30,7 +30,7 @@ from genaim.data.transforms import resize_images
 from genaim.evaluation.neighbours import nearest_neighbours
 from genaim.evaluation.reconstruction import bicubic_round_trip, psnr, reconstruction_psnr
 from genaim.evaluation.upscaling import luma_psnr
-from genaim.heads import MixtureHead, SamplingOptions
+from genaim.heads import MixtureHead
 from genaim.models import CausalGenerator, GenerativeModel
 from genaim.pretrained.names import run_weights
 from genaim.tokenizers import LatentTokenizer, Tokenizer
@@ -136,12 +136,6 @@ def sample_section(folder: Path, name: str, images: Tensor, settings: Settings) 
     )
 
 
-def sampling_in_words(settings: Settings) -> str:
-    """Guidance, steps and options."""
-    options = {"guidance": settings["guidance_scale"], "steps": settings["num_steps"], **settings["options"]}
-    return ", ".join(f"{key} {in_words(value)}" for key, value in options.items() if value is not None)
-
-
 def enlarged_section(
     folder: Path, model: GenerativeModel, held_out: Tensor, settings: Settings, shown: bool, progress: Progress
 ) -> str:
@@ -160,10 +154,7 @@ def enlarged_section(
                 part,
                 labels,
                 first_index=first,
-                seed=settings["seed"],
-                options=SamplingOptions(**settings["options"]),
-                guidance_scale=settings["guidance_scale"],
-                num_steps=settings["num_steps"],
+                **sampling_arguments(settings, torch.float32),
             )
         )
         progress.advance(min(first + BATCH_SIZE, len(held_out)), {})

@@ -10,6 +10,14 @@ Model = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Image i of a seed is always the same picture.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale; 1 is off. Default: the model's.")]
+GuidanceSchedule = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Guidance of a step: constant, linear_in_step (rising, as published for VAR) or linear_in_share (MAR). "
+        "Default: the model's.",
+    ),
+]
 Temperature = Annotated[float | None, typer.Option(help="Below 1 prefers likely tokens. Default: the model's.")]
 TopK = Annotated[int | None, typer.Option(help="Draw among the k likeliest codes; 0 is off. Default: the model's.")]
 TopP = Annotated[

@@ -13,7 +13,7 @@ from PIL import Image
 
 from apps.folders import RECORD, hash_file, written_whole
 from apps.progress import make_progress
-from apps.request import PaintRequest, Settings, command_line, parse_box, resolve
+from apps.request import PaintRequest, Settings, command_line, parse_box, resolve, sampling_arguments
 from apps.sample import Loaded, free_folder, introduction, load_for, make_record, write_record
 from genaim.core.order import Step
 from genaim.core.progress import Progress
@@ -21,7 +21,6 @@ from genaim.data.grid import contact_sheet
 from genaim.data.transforms import open_image, to_rgb
 from genaim.evaluation.inpainting import diversity
 from genaim.evaluation.upscaling import consistency_error
-from genaim.heads import SamplingOptions
 from genaim.models import GenerativeModel
 from samplers.canvas import check_depth, editable, to_pixels
 from samplers.decode import StepCallback
@@ -90,14 +89,8 @@ def run(
     """The results, as the samplers give them."""
     label = settings["labels"][0] if settings["labels"] else None
     count, batches = settings["count"], math.ceil(settings["count"] / settings["batch_size"])
-    sampling: Sampling = {
-        "seed": settings["seed"],
-        "batch_size": settings["batch_size"],
-        "options": SamplingOptions(**settings["options"]),
-        "guidance_scale": settings["guidance_scale"],
-        "num_steps": settings["num_steps"],
-        "dtype": dtype,
-    }
+    sampling = sampling_arguments(settings, dtype)
+    sampling["batch_size"] = settings["batch_size"]
     try:
         if request.task == "upscale":
             return upscale(request, model, image, label, count, sampling, progress)

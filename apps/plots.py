@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from genaim.core.files import file_written_whole
+from genaim.files import file_written_whole
 
 
 def need_matplotlib() -> None:

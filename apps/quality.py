@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +32,13 @@ from apps.quality_references import LoadedReference, check_sizes, find_reference
 from apps.quality_request import QualityRequest, located
 from apps.quality_subjects import allowed_classes, load_subject, numbering, subject_images, subject_size
 from apps.request import Settings
-from genaim.core.hardware import pick_device
+from genaim.core.hardware import PATIENCE, pick_device
 from genaim.core.progress import Progress
 from genaim.data.sources import digest
 from genaim.evaluation.chunks import collect, extract
 from genaim.evaluation.image_sets import ImageSet, size_in_words
 from genaim.evaluation.npz import write_npz
 from genaim.evaluation.quality import PROTOCOLS, Reference, check_count, features_to_statistics, quality
-
-PATIENCE = timedelta(days=7)  # of processes for each other: downloads and figures of the first may take hours
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,17 @@ from pydantic import model_validator
 from apps.extractors import NamedExtractor
 from apps.folders import read_json, write_text
 from apps.quality_request import QualityRequest, request_to_dict
-from apps.request import Settings
+from apps.request import Settings, sampling_in_words
 from apps.sample import libraries, machine
 from apps.sample import write_record as write_lines
 from apps.tables import markdown_table
 from genaim.config import Config
-from genaim.core.files import file_written_whole
 from genaim.data.sources import digest
 from genaim.evaluation.chunks import pictures
 from genaim.evaluation.image_sets import CHUNK, num_chunks
 from genaim.evaluation.npz import write_npz
 from genaim.evaluation.quality import SPLITS, Figure
+from genaim.files import file_written_whole
 
 FORMAT = "genaim evaluate 2"
 OUT = Path("evaluations")
@@ -224,11 +224,9 @@ def in_markdown(record: dict[str, Any]) -> str:
     if settings is None and request["sampling"] is not None:
         lines += [f"- model: {request['sampling']['model']}, weights {record['weights']}"]
     if settings is not None:
-        options = {k: v for k, v in settings["options"].items() if v is not None}
-        options |= {"guidance": settings["guidance_scale"], "steps": settings["num_steps"]}
-        told = ", ".join(f"{k} {v}" for k, v in options.items() if v is not None)
         lines += [
-            f"- model: {settings['model']}, weights {settings['weights']}; seed {settings['seed']}, {told}",
+            f"- model: {settings['model']}, weights {settings['weights']}; seed {settings['seed']}, "
+            f"{sampling_in_words(settings)}",
             f"- classes: {settings['labels'] or 'the model has none'}"
             + (f" over {', '.join(c)}" if (c := request["sampling"]["classes"]) else ""),
         ]

@@ -14,12 +14,11 @@ import samplers
 from apps.cache_keys import computed_on, hash_code
 from apps.quality_references import LoadedReference, images_of
 from apps.quality_request import QualityRequest
-from apps.request import Settings, resolve
+from apps.request import Settings, resolve, sampling_arguments
 from genaim.core.hardware import pick_dtype
 from genaim.core.progress import Progress
 from genaim.data.sources import digest
 from genaim.evaluation.image_sets import CHUNK, ImageSet, choose_labels, chunked, generated, reconstructed
-from genaim.heads import SamplingOptions
 from genaim.models import GenerativeModel
 from genaim.pretrained import from_pretrained, load_generator
 from genaim.tokenizers import Tokenizer, fingerprint
@@ -128,7 +127,7 @@ def subject_images(
     sampling = replace(request.sampling, classes=(), batch_size=CHUNK)
     settings = resolve(sampling, model.config, weights, device, dtype)
     labels, rule = all_labels(request, model, references)
-    options = SamplingOptions(**settings["options"])
+    arguments = sampling_arguments(settings, dtype)
 
     @cache
     def ready() -> GenerativeModel:  # when all is known of its weights
@@ -136,16 +135,7 @@ def subject_images(
         return model
 
     def sample(labels: Tensor, first_index: int) -> Tensor:
-        return generate(
-            ready(),
-            labels,
-            seed=settings["seed"],
-            first_index=first_index,
-            options=options,
-            guidance_scale=settings["guidance_scale"],
-            num_steps=settings["num_steps"],
-            dtype=dtype,
-        )
+        return generate(ready(), labels, first_index=first_index, **arguments)
 
     # Without the count and what follows from it: more images continue those that there are.
     decisive = {k: v for k, v in settings.items() if k not in ("count", "labels", "names", "batch_size", "model")}

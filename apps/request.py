@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     import torch
 
     from genaim.models import GeneratorConfig
+    from samplers.generate import Sampling
 
 Settings = dict[str, Any]
 """Everything that decides the pictures, JSON-able."""
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16")
+SCHEDULES = ("constant", "linear_in_step", "linear_in_share")  # those of samplers.guidance, which imports torch
 FINITE = sys.float_info.max
 RANGES = (
     ("count", "-n", 1, 1_000_000, "1 to 1,000,000 images"),
@@ -53,6 +55,8 @@ class SampleRequest:
     """Seed of all images."""
     guidance_scale: float | None = None
     """1.0 is off."""
+    guidance_schedule: str | None = None
+    """One of `SCHEDULES`."""
     temperature: float | None = None
     """Below 1 prefers likely tokens."""
     top_k: int | None = None
@@ -91,6 +95,8 @@ class SampleRequest:
             raise ValueError(f"--device is '{self.device}'; use auto, cpu, cuda or mps.")
         if self.dtype not in DTYPES:
             raise ValueError(f"--dtype is '{self.dtype}'; use auto, float32 or bfloat16.")
+        if self.guidance_schedule not in (None, *SCHEDULES):
+            raise ValueError(f"--guidance-schedule is '{self.guidance_schedule}'; use {', '.join(SCHEDULES)}.")
         locate(self.model, *(kinds or ("generator",)))
 
 
@@ -236,12 +242,34 @@ def resolve(
         "names": [names[i] for i in labels] if names and labels is not None else None,
         "seed": request.seed,
         "guidance_scale": scale,
+        "guidance_schedule": request.guidance_schedule or defaults.guidance_schedule,
         "options": options.model_dump(),
         "num_steps": defaults.num_steps if request.num_steps is None else request.num_steps,
         "batch_size": request.batch_size,
         "device": device.type,
         "dtype": str(dtype).removeprefix("torch."),
     }
+
+
+def sampling_arguments(settings: Settings, dtype: "torch.dtype") -> "Sampling":
+    """What settings are to a sampler, but for the batch size."""
+    from genaim.heads import SamplingOptions
+
+    return {
+        "seed": settings["seed"],
+        "options": SamplingOptions(**settings["options"]),
+        "guidance_scale": settings["guidance_scale"],
+        "guidance_schedule": settings["guidance_schedule"],
+        "num_steps": settings["num_steps"],
+        "dtype": dtype,
+    }
+
+
+def sampling_in_words(settings: Settings) -> str:
+    """Guidance, steps and options that are not off."""
+    named = {"guidance": "guidance_scale", "schedule": "guidance_schedule", "steps": "num_steps"}
+    chosen = {name: settings[key] for name, key in named.items()} | settings["options"]
+    return ", ".join(f"{name} {in_words(value)}" for name, value in chosen.items() if value is not None)
 
 
 def in_words(value: float | str | None) -> str:
@@ -287,6 +315,7 @@ def read_request(path: Path) -> SampleRequest:
             count=settings["count"],
             seed=settings["seed"],
             guidance_scale=settings["guidance_scale"],
+            guidance_schedule=settings.get("guidance_schedule"),
             temperature=options["temperature"],
             top_k=options["top_k"] or 0,
             top_p=options["top_p"] or 1.0,
@@ -311,6 +340,7 @@ def command_line(settings: Settings, command: str = "sample", first: Sequence[st
         "-n": settings["count"],
         "--seed": settings["seed"],
         "--guidance": settings["guidance_scale"],
+        "--guidance-schedule": settings["guidance_schedule"],
         "--temperature": options["temperature"],
         "--top-k": options["top_k"] or 0,
         "--top-p": options["top_p"] or 1.0,

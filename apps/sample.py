@@ -21,13 +21,20 @@ from PIL import Image
 import genaim
 from apps.folders import RECORD, RECORD_FORMAT, check_replaceable, hash_file, read_record, written_whole
 from apps.progress import make_progress
-from apps.request import SampleRequest, Settings, command_line, in_words, resolve, shortest_turn
+from apps.request import (
+    SampleRequest,
+    Settings,
+    command_line,
+    resolve,
+    sampling_arguments,
+    sampling_in_words,
+    shortest_turn,
+)
 from genaim.core.hardware import pick_device, pick_dtype
 from genaim.core.order import Step
 from genaim.core.progress import Progress
 from genaim.data.grid import contact_sheet
 from genaim.data.transforms import tensor_to_pil
-from genaim.heads import SamplingOptions
 from genaim.models import GenerativeModel
 from genaim.pretrained import load_generator
 from genaim.tokenizers import fingerprint
@@ -124,18 +131,10 @@ def draw(model: GenerativeModel, settings: Settings, dtype: torch.dtype, progres
         done += 1
         progress.advance(done, {})
 
+    sampling = sampling_arguments(settings, dtype)
+    sampling |= {"batch_size": settings["batch_size"], "on_step": on_step}
     try:
-        for images in generate_batches(
-            model,
-            labels,
-            seed=settings["seed"],
-            batch_size=settings["batch_size"],
-            options=SamplingOptions(**settings["options"]),
-            guidance_scale=settings["guidance_scale"],
-            num_steps=settings["num_steps"],
-            dtype=dtype,
-            on_step=on_step,
-        ):
+        for images in generate_batches(model, labels, **sampling):
             yield from tensor_to_pil(images)
     finally:
         progress.stop()
@@ -224,11 +223,10 @@ def free_folder(settings: Settings, what: str | None = None) -> Path:
 
 def introduction(settings: Settings) -> str:
     """One line that tells what will be drawn, and how."""
-    options = "".join(f", {name} {in_words(value)}" for name, value in settings["options"].items() if value is not None)
     images = f"{settings['count']} image{'s' * (settings['count'] != 1)}"
     return (
         f"{Path(settings['model']).name}: {images}, seed {settings['seed']}, "
-        f"guidance {settings['guidance_scale']:g}{options}, on {settings['device']} in {settings['dtype']}"
+        f"{sampling_in_words(settings)}, on {settings['device']} in {settings['dtype']}"
     )
 
 

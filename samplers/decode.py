@@ -11,7 +11,7 @@ from genaim.core.noise import Noise
 from genaim.core.order import SequenceOrder, Step
 from genaim.heads import SamplingOptions
 from genaim.models import GenerativeModel, Given
-from genaim.models.base import gather
+from genaim.models.base import GuidanceSchedule, gather
 from samplers.guidance import SCHEDULES
 
 StepCallback = Callable[[Step, Tensor], None]
@@ -30,7 +30,7 @@ def check_inputs(
 
     Raises:
         ValueError: If labels are no integers (B,), what is given has another number of rows or tokens, the guidance is
-            not finite, or there is no step.
+            not finite or of a model without classes, or there is no step.
     """
     if not isinstance(labels, Tensor) or labels.dtype not in (torch.int64, torch.int32) or labels.dim() != 1:
         is_tensor = isinstance(labels, Tensor)
@@ -50,6 +50,9 @@ def check_inputs(
         raise ValueError(f"low_res has {len(low_res)} images for {len(labels)} labels; give one for each.")
     if guidance_scale is not None and not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale must be a finite number, not {guidance_scale}; 1.0 is off.")
+    unconditional = not model.config.num_classes and model.low_res_prefix is None
+    if guidance_scale not in (None, 1.0) and unconditional:
+        raise ValueError(f"guidance_scale {guidance_scale:g} needs classes, and the model has none; leave it out.")
     if num_steps is not None and num_steps < 1:
         raise ValueError(f"{num_steps} steps are asked for; ask for 1 or more.")
 
@@ -64,7 +67,7 @@ def decode(
     low_res: Tensor | None = None,
     options: SamplingOptions | None = None,
     guidance_scale: float = 1.0,
-    guidance_schedule: str | None = None,
+    guidance_schedule: GuidanceSchedule | None = None,
     num_steps: int | None = None,
     on_step: StepCallback | None = None,
 ) -> Tensor:
@@ -95,13 +98,14 @@ def decode(
     name = guidance_schedule or model.guidance_schedule
     if name not in SCHEDULES:
         raise ValueError(f"unknown guidance schedule '{name}'; {nearest(name, SCHEDULES)}.")
-    if name == "linear_in_step" and given is not None and isinstance(model.order, SequenceOrder):
+    guided = guidance_scale != 1.0
+    if guided and name == "linear_in_step" and given is not None and isinstance(model.order, SequenceOrder):
         raise ValueError(
             "guidance schedule 'linear_in_step' goes by the number of steps, which in a batch of sequences is that of "
             "the image with the fewest given tokens; take linear_in_share or constant."
         )
     schedule = SCHEDULES[name]
-    state = model.start(labels, guided=guidance_scale != 1.0, given=given, low_res=low_res)
+    state = model.start(labels, guided=guided, given=given, low_res=low_res)
     nothing = torch.zeros(len(labels), model.order.num_tokens, dtype=torch.bool, device=labels.device)
     known = nothing if given is None else model.context(given.known)
     for step in model.order.steps(known, num_steps, noise):

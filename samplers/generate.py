@@ -10,6 +10,7 @@ from genaim.core.hardware import autocast
 from genaim.core.noise import NoiseSource
 from genaim.heads import SamplingOptions
 from genaim.models import GenerativeModel, Given
+from genaim.models.base import GuidanceSchedule
 from samplers.decode import StepCallback, check_inputs, decode
 
 DECODED_PIXELS, DECODED_PIXELS_CUDA = 2**18, 2**22
@@ -23,6 +24,7 @@ class Sampling(TypedDict, total=False):
     batch_size: int | None
     options: SamplingOptions | None
     guidance_scale: float | None
+    guidance_schedule: GuidanceSchedule | None
     num_steps: int | None
     dtype: torch.dtype
     on_step: StepCallback | None
@@ -40,6 +42,7 @@ def generate(
     batch_size: int | None = None,
     options: SamplingOptions | None = None,
     guidance_scale: float | None = None,
+    guidance_schedule: GuidanceSchedule | None = None,
     num_steps: int | None = None,
     dtype: torch.dtype = torch.float32,
     on_step: StepCallback | None = None,
@@ -58,6 +61,7 @@ def generate(
         batch_size: Images computed together; None takes all.
         options: Temperature and truncation; None takes the model's defaults.
         guidance_scale: 1.0 is off; None takes the model's default.
+        guidance_schedule: Name in `samplers.guidance.SCHEDULES`; None takes the model's default.
         num_steps: Number of steps, for orders that can choose it; None takes the model's default.
         dtype: Number format of matrix products.
         on_step: Told about every step of every batch.
@@ -78,6 +82,7 @@ def generate(
         batch_size=batch_size,
         options=options,
         guidance_scale=guidance_scale,
+        guidance_schedule=guidance_schedule,
         num_steps=num_steps,
         dtype=dtype,
         on_step=on_step,
@@ -97,6 +102,7 @@ def generate_batches(
     batch_size: int | None = None,
     options: SamplingOptions | None = None,
     guidance_scale: float | None = None,
+    guidance_schedule: GuidanceSchedule | None = None,
     num_steps: int | None = None,
     dtype: torch.dtype = torch.float32,
     on_step: StepCallback | None = None,
@@ -132,6 +138,7 @@ def generate_batches(
                 low_res=None if low_res is None else low_res[rows].to(model.device),
                 options=options,
                 guidance_scale=scale,
+                guidance_schedule=guidance_schedule or defaults.guidance_schedule,
                 num_steps=num_steps,
                 on_step=on_step,
             )

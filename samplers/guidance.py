@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from genaim.core.order import Step
+from genaim.models.base import GuidanceSchedule
 
 Schedule = Callable[[float, Step], Tensor]
 
@@ -29,7 +30,7 @@ def linear_in_share(guidance_scale: float, step: Step) -> Tensor:
     return 1 + (guidance_scale - 1) * step.share
 
 
-SCHEDULES: dict[str, Schedule] = {
+SCHEDULES: dict[GuidanceSchedule, Schedule] = {
     "constant": constant,
     "linear_in_step": linear_in_step,
     "linear_in_share": linear_in_share,

@@ -172,6 +172,7 @@ def edit(
     *,
     strength: float = 0.5,
     n: int = 1,
+    first_index: int = 0,
     **sampling: Unpack[Sampling],
 ) -> list[Image.Image]:
     """Turns a picture, or the masked part of it, into another class.
@@ -184,6 +185,7 @@ def edit(
         strength: 1 paints anew; below, a sketch of the picture is kept: its coarse scales (VAR) or a share of its
             tokens; 0 keeps all, and the picture comes back as the tokenizer reconstructs it.
         n: Number of results.
+        first_index: Index of the first result, which keys its noise.
         sampling: As in `generate`.
 
     Returns:
@@ -195,7 +197,7 @@ def edit(
     if not model.config.num_classes:
         raise ValueError("the model has no classes to turn a picture into; take a class-conditional model, or inpaint.")
     mask = np.ones((image.height, image.width), dtype=bool) if mask is None else mask
-    return inpaint(model, image, mask, label, n=n, strength=strength, **sampling)
+    return inpaint(model, image, mask, label, n=n, strength=strength, first_index=first_index, **sampling)
 
 
 def outpaint(
@@ -208,6 +210,7 @@ def outpaint(
     right: int = 0,
     bottom: int = 0,
     n: int = 1,
+    first_index: int = 0,
     **sampling: Unpack[Sampling],
 ) -> list[Image.Image]:
     """Continues a picture beyond its sides.
@@ -225,6 +228,7 @@ def outpaint(
         right: Pixels to add there.
         bottom: Pixels to add there.
         n: Number of results.
+        first_index: Index of the first result, which keys its noise.
         sampling: As in `generate`.
 
     Returns:
@@ -253,7 +257,7 @@ def outpaint(
                 label,
                 n,
                 strength=1.0,
-                first_index=piece << 20,  # every piece has noise of its own
+                first_index=first_index + (piece << 20),  # every piece has noise of its own
                 unseen=unseen,
                 **sampling,
             )

@@ -17,6 +17,7 @@ from genaim.core.hardware import pick_dtype
 from genaim.core.order import Step
 from genaim.data.transforms import tensor_to_pil
 from genaim.models import GenerativeModel
+from genaim.models.base import GuidanceSchedule
 from genaim.pretrained import load_generator, push_to_hub, save_pretrained
 from samplers.generate import generate_batches
 from samplers.labels import class_numbers
@@ -53,13 +54,18 @@ class GenAIMPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         return cls(load_generator(str(name), device=device), torch_dtype)
 
-    def to(self, *places: torch.device | torch.dtype | str) -> "GenAIMPipeline":
+    def to(
+        self,
+        *places: torch.device | torch.dtype | str,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "GenAIMPipeline":
         """Moves the weights to a device, and sets the number format of matrix products; weights stay as they are.
 
         Raises:
             ValueError: If the model would have to move after `prepare`.
         """
-        for place in places:
+        for place in (*places, *(place for place in (device, dtype) if place is not None)):
             if isinstance(place, torch.dtype):
                 self.torch_dtype = place
             elif torch.empty(0, device=place).device != self.model.device:  # a prepared model refuses any move
@@ -85,8 +91,14 @@ class GenAIMPipeline(DiffusionPipeline):  # type: ignore[misc]
             warnings.warn(f"nothing is compiled, since this fails here: {reason}", stacklevel=2)
         return self
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes a genaim model folder, which `from_pretrained` and the command line take."""
+    def save_pretrained(self, folder: str | Path, safe_serialization: bool = True) -> None:
+        """Writes a genaim model folder, which `from_pretrained` and the command line take.
+
+        Raises:
+            ValueError: If the folder holds something else than a model, or weights are wanted in another format.
+        """
+        if not safe_serialization:
+            raise ValueError("safe_serialization is False; genaim writes safetensors alone, leave it out.")
         save_pretrained(self.model, folder)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
@@ -99,6 +111,7 @@ class GenAIMPipeline(DiffusionPipeline):  # type: ignore[misc]
         class_labels: ClassLabels = None,
         *,
         guidance_scale: float | None = None,
+        guidance_schedule: GuidanceSchedule | None = None,
         num_inference_steps: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -118,6 +131,7 @@ class GenAIMPipeline(DiffusionPipeline):  # type: ignore[misc]
             class_labels: Class of each image by number or name, or a tensor or array of numbers, (B,); None takes the
                 classes in turn for 16 images.
             guidance_scale: 1.0 is off; None takes the model's default.
+            guidance_schedule: Name in `samplers.guidance.SCHEDULES`; None takes the model's default.
             num_inference_steps: Number of steps, for orders that can choose it.
             temperature: Below 1 prefers likely tokens; None takes the model's default.
             top_k: Draw among the k likeliest codes; None takes the model's default, 0 is off.
@@ -166,6 +180,7 @@ class GenAIMPipeline(DiffusionPipeline):  # type: ignore[misc]
                 batch_size=batch_size,
                 options=options,
                 guidance_scale=guidance_scale,
+                guidance_schedule=guidance_schedule,
                 num_steps=num_inference_steps,
                 dtype=self.dtype,
                 on_step=on_step,

@@ -22,7 +22,7 @@ from genaim.pretrained.names import bundled_generators
 from samplers.canvas import editable, in_mode, to_pixels, to_share
 from samplers.consistency import project, resize
 from samplers.generate import Sampling, generate
-from samplers.inpaint import label_or_null
+from samplers.inpaint import guidance_of, label_or_null
 
 FACTOR = 4  # of models that can choose it
 TILES = 16  # computed together when no batch size is asked for; on a CPU, 32 and 64 took 15% longer
@@ -139,7 +139,7 @@ def super_resolve(
     if not 0 <= overlap < side:
         raise ValueError(f"overlap must be 0 or more and less than the tile's {side} pixels, not {overlap}.")
     if label is None and model.low_res_prefix is None:
-        sampling["guidance_scale"] = 1.0  # both branches would be the same
+        sampling["guidance_scale"] = guidance_of(label, sampling.get("guidance_scale"))
     pixels = to_pixels(image)
     tiles = Tiles.over(pixels, side, overlap)
     null = label_or_null(model, label)

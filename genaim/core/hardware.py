@@ -3,12 +3,16 @@
 import contextlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import nn
 
 from genaim.config import one_line
+
+PATIENCE = timedelta(days=7)
+"""Of processes for each other: the first may download, encode a data set or compute figures for hours."""
 
 
 def pick_device(name: str) -> torch.device:

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genaim.core.files import file_written_whole
 from genaim.data.dataset import BadFiles, CountedDataset, DataConfig, ImageDataset, ImageTransform, Sample
 from genaim.data.loader import eval_batches
 from genaim.data.sources import ChosenSource, FolderSource, digest
+from genaim.files import file_written_whole
 
 KEYS = ("moments", "moments_flip")
 Moments = tuple[np.ndarray, np.ndarray]

@@ -18,12 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genaim.core.files import file_written_whole
 from genaim.data.dataset import BadFiles, ImageDataset, Sample
 from genaim.data.loader import Item, in_order
 from genaim.data.sources import digest
 from genaim.data.streams import StreamDataset
 from genaim.data.transforms import levels_to_tensor, resize_images, tensor_to_levels
+from genaim.files import file_written_whole
 
 LAYOUT = 1  # raise it when the files change, so that older caches are not read
 SHARD_IMAGES = 2048

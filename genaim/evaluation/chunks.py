@@ -15,10 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genaim.core.files import file_written_whole
 from genaim.core.progress import Progress, duration
 from genaim.evaluation.extractors import Extractor
 from genaim.evaluation.image_sets import CHUNK, ImageSet, num_chunks
+from genaim.files import file_written_whole
 
 PICTURES = "pictures"  # beside the layers in a chunk's file
 

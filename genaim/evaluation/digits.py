@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from genaim.config import one_line
-from genaim.core.files import file_written_whole
 from genaim.data import DataConfig, SourceConfig, build_dataset, eval_batches
 from genaim.evaluation.probe_training import Report
+from genaim.files import file_written_whole
 
 IMAGE_SIZE = 28
 NUM_CLASSES = 10

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from genaim.config import one_line
-from genaim.core.files import file_written_whole
 from genaim.evaluation.image_sets import ImageSet, from_array
 from genaim.evaluation.quality import Statistics
+from genaim.files import file_written_whole
 
 KEYS = ("mu", "sigma", "arr_0", "extractor", "count", "image_size")
 

@@ -6,7 +6,7 @@ Samplers drive `start`, `predict` and `commit`; training calls `loss`. See `samp
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -20,12 +20,17 @@ from genaim.core.order import Order
 from genaim.heads import HEADS, Head, HeadConfig, Measure, SamplingOptions, TokenSpec
 from genaim.tokenizers import Tokenizer
 
+GuidanceSchedule = Literal["constant", "linear_in_step", "linear_in_share"]
+"""How the guidance scale of a step is made of the asked one; `samplers.guidance` has the formulas."""
+
 
 class SamplingDefaults(SamplingOptions):
     """How a model is sampled when nothing else is asked for; stored with its weights."""
 
     guidance_scale: float = Field(1.0, allow_inf_nan=False)
     """Guidance at the end of its schedule; 1.0 is off."""
+    guidance_schedule: GuidanceSchedule | None = None
+    """None takes the one that models of this kind were published with."""
     num_steps: int | None = Field(None, ge=1)
     """Steps of generation, for orders that can choose them; None takes the order's own."""
 
@@ -168,7 +173,7 @@ class State:
 class GenerativeModel(nn.Module, ABC):
     """A generator with its frozen tokenizer."""
 
-    guidance_schedule: ClassVar[str] = "constant"
+    guidance_schedule: ClassVar[GuidanceSchedule] = "constant"
     """Name of the published guidance schedule, in `samplers.guidance`."""
     prepared: torch.dtype | None = None
     """The number format that the weights are made ready for, by `samplers.prepare`; None of a model as it is loaded."""
@@ -251,16 +256,22 @@ class GenerativeModel(nn.Module, ABC):
         In training both are replaced by null together with probability `label_dropout`, which guidance needs, and with
         the same probability, drawn by itself, the class alone, which enlarging a picture without a class needs.
         """
+        if not self.training:
+            return self.condition_of(labels, low_res)
         prefix = self._checked_prefix(low_res, len(labels))
-        dropped = torch.zeros_like(labels, dtype=torch.bool)
         labels = self.class_embed.or_null(labels)
-        if self.training:
-            dropped = noise.uniform() < self.config.label_dropout
-            unlabelled = dropped
-            if prefix is not None and self.config.num_classes:  # a draw that no other model makes
-                unlabelled = dropped | (noise.uniform() < self.config.label_dropout)
-            labels = torch.where(unlabelled, self.class_embed.num_classes, labels)
+        unlabelled = dropped = noise.uniform() < self.config.label_dropout
+        if prefix is not None and self.config.num_classes:  # a draw that no other model makes
+            unlabelled = dropped | (noise.uniform() < self.config.label_dropout)
+        labels = torch.where(unlabelled, self.class_embed.num_classes, labels)
         return labels, None if prefix is None or low_res is None else prefix(low_res, dropped)
+
+    def condition_of(self, labels: Tensor, low_res: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What `training_condition` gives, with nothing replaced."""
+        prefix = self._checked_prefix(low_res, len(labels))
+        kept = torch.zeros_like(labels, dtype=torch.bool)
+        labels = self.class_embed.or_null(labels)
+        return labels, None if prefix is None or low_res is None else prefix(low_res, kept)
 
     def start_prefix(self, low_res: Tensor | None, count: int, guided: bool) -> Tensor | None:
         """Elements of low-resolution images to generate from, as `LowResPrefix.start`, if the model has any."""

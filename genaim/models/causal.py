@@ -38,6 +38,7 @@ from genaim.models.base import (
     GenerativeModel,
     GeneratorConfig,
     Given,
+    GuidanceSchedule,
     Loss,
     Predicted,
     State,
@@ -125,7 +126,7 @@ class CausalState(State):
 class CausalGenerator(GenerativeModel):
     """Predicts the tokens of a grid one after the other."""
 
-    guidance_schedule: ClassVar[str] = "constant"
+    guidance_schedule: ClassVar[GuidanceSchedule] = "constant"
     config: CausalConfig
     order: SequenceOrder
 
@@ -196,7 +197,7 @@ class CausalGenerator(GenerativeModel):
 
     def log_prob(self, tokens: Tensor, labels: Tensor, *, noise: Noise, low_res: Tensor | None = None) -> Tensor:
         """Along the model's own path, with no token known beforehand."""
-        labels, prefix = self.training_condition(labels, low_res, noise)
+        labels, prefix = self.condition_of(labels, low_res)
         path = self.order.sequence(len(tokens), noise, tokens.device)
         features = self(tokens, path, path.new_zeros(len(path)), labels, prefix=prefix)
         found = self.head.log_prob(features, gather(tokens, path))

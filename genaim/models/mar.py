@@ -32,6 +32,7 @@ from genaim.models.base import (
     GenerativeModel,
     GeneratorConfig,
     Given,
+    GuidanceSchedule,
     Loss,
     Predicted,
     State,
@@ -124,7 +125,7 @@ class MARState(State):
 class MAR(GenerativeModel):
     """Predicts random sets of tokens from all tokens known so far."""
 
-    guidance_schedule: ClassVar[str] = "linear_in_share"
+    guidance_schedule: ClassVar[GuidanceSchedule] = "linear_in_share"
     config: MARConfig
     order: RandomOrder
 

@@ -31,6 +31,7 @@ from genaim.models.base import (
     GenerativeModel,
     GeneratorConfig,
     Given,
+    GuidanceSchedule,
     Loss,
     Predicted,
     State,
@@ -119,7 +120,7 @@ class VARState(State):
     """What AdaLN makes of them, at every scale the same."""
     cache: KVCache
     latent: Tensor
-    """Sum of the scales committed so far, (B, C, h, w) float32."""
+    """Sum of the scales committed so far, (B, C, h, w), in the format of the codebook."""
     target: Tensor | None
     """Latent of the given tokens, (B, C, h, w)."""
     as_given: Tensor
@@ -129,7 +130,7 @@ class VARState(State):
 class VAR(GenerativeModel):
     """Class-conditional or unconditional next-scale prediction."""
 
-    guidance_schedule: ClassVar[str] = "linear_in_step"
+    guidance_schedule: ClassVar[GuidanceSchedule] = "linear_in_step"
     config: VARConfig
     order: ScaleOrder
     head: CategoricalHead
@@ -139,13 +140,18 @@ class VAR(GenerativeModel):
         """Builds the model.
 
         Raises:
-            ValueError: If the tokenizer has no scales.
+            ValueError: If the tokenizer has no scales, or one.
         """
         super().__init__()
         if not isinstance(tokenizer, MultiScaleVQ):
             raise ValueError(
                 f"the model 'var' needs a tokenizer of kind 'multiscale_vq', not '{tokenizer.config.kind}'; use one, "
                 "or the model 'causal' or 'mar'."
+            )
+        if len(tokenizer.patch_nums) < 2:
+            raise ValueError(
+                f"the model 'var' predicts scale after scale, and the tokenizer has one, patch_nums = "
+                f"{list(tokenizer.patch_nums)}; take more, or the model 'causal' or 'mar'."
             )
         self.config, self.tokenizer = config, tokenizer
         self.freeze_tokenizer()
@@ -235,7 +241,7 @@ class VAR(GenerativeModel):
 
     def log_prob(self, tokens: Tensor, labels: Tensor, *, noise: Noise, low_res: Tensor | None = None) -> Tensor:
         """Of the tokens, scale after scale: the pixels have none, since the tokenizer loses some of them."""
-        labels, prefix = self.training_condition(labels, low_res, noise)
+        labels, prefix = self.condition_of(labels, low_res)
         inputs = self.tokenizer.scale_inputs(tokens)[:, : tokens.shape[1] - self.order.sizes[0]]
         return self.head.log_prob(self(inputs, labels, prefix=prefix), tokens)
 

@@ -87,7 +87,7 @@ def train(
         if isinstance(task, GeneratorTask) and isinstance(config, GeneratorRunConfig):
             sets = [_encoded(data, config, task.model, accelerator, progress) for data in sets]
         accelerator.init_trackers(config.name)
-        Trainer(config, folder, task, sets, progress, accelerator, config.data.max_bad_share).train()
+        Trainer(config, folder, task, sets, progress, accelerator).train()
     return folder
 
 

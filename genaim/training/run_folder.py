@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from genaim.core.files import file_written_whole
+from genaim.files import file_written_whole
 from genaim.training.checkpoint import checkpoints, load_state
 from genaim.training.config import RunConfig
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
 
-from genaim.core.hardware import compile_parts, cpu_capabilities, pick_device, pick_dtype
+from genaim.core.hardware import PATIENCE, compile_parts, cpu_capabilities, pick_device, pick_dtype
 from genaim.core.noise import NoiseSource, step_seed
 from genaim.core.progress import Progress
 from genaim.core.transformer import Block
@@ -54,12 +54,17 @@ class Interrupted(Exception):
 
 
 def make_accelerator(config: RunConfig, folder: Path) -> Accelerator:
-    """The accelerator of a run: its device, number format and trackers."""
+    """The accelerator of a run: its device, number format and trackers.
+
+    Raises:
+        ValueError: If an earlier run of this Python process had another device or number format: accelerate keeps them.
+    """
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="bf16" if dtype == torch.bfloat16 else "no",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         log_with=list(config.trackers) or None,
         project_dir=folder,
     )
@@ -82,7 +87,6 @@ class Trainer:
         sets: Sequence[Dataset | None],
         progress: Progress,
         accelerator: Accelerator,
-        max_bad_share: float = 0.01,
     ) -> None:
         """Places the task on the device and takes up the newest checkpoint of the run folder, if there is one."""
         self.config, self.folder, self.task = config, folder, task
@@ -90,7 +94,8 @@ class Trainer:
         assert train_set is not None
         self.train_set, self.progress = train_set, progress
         self.accelerator = accelerator
-        self.bad_files = BadFiles(max_bad_share, total=None if isinstance(train_set, StreamDataset) else len(train_set))
+        total = None if isinstance(train_set, StreamDataset) else len(train_set)
+        self.bad_files = BadFiles(config.data.max_bad_share, total)
         task.to(accelerator.device)
         if config.compile and (reason := compile_parts(task.module, (Block,), accelerator.device)):
             progress.say(f"note: nothing is compiled, since this fails here: {reason}")

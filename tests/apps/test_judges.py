@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from apps import judge_inpaint, judge_upscale
 from apps.folders import make_parent
 from apps.held_out import held_out_emoji, row_names
-from genaim.core.files import file_written_whole
 from genaim.evaluation.cifar import CifarResNet
+from genaim.files import file_written_whole
 from genaim.pretrained import save_model
 from tests.evaluation.digits import random_var
 

@@ -177,3 +177,16 @@ def test_coarse_training_learns_the_first_scales_of_some_images() -> None:
     assert coarse.loss(tokens, labels, noise=NoiseSource(0, torch.arange(8))).sum.equal(
         whole.eval().loss(tokens, labels, noise=NoiseSource(0, torch.arange(8))).sum
     )
+
+
+def test_one_scale_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'var' predicts scale after scale, .* patch_nums = \[4\]; take more"):
+        make_var(make_tokenizer(patch_nums=[4], num_residual_convs=1))
+
+
+@torch.no_grad()
+def test_a_likelihood_drops_no_label_in_training_mode() -> None:
+    model = make_var(label_dropout=1.0)
+    tokens, labels = torch.randint(0, 16, (3, model.order.num_tokens)), torch.tensor([0, 1, 2])
+    expected = model.eval().log_prob(tokens, labels, noise=NoiseSource(0, torch.arange(3)))
+    assert model.train().log_prob(tokens, labels, noise=NoiseSource(0, torch.arange(3))).equal(expected)

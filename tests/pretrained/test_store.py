@@ -91,7 +91,7 @@ def test_a_failed_replacement_keeps_the_old_model(tmp_path: Path, monkeypatch: p
             raise OSError("no space")
         source.rename(target)
 
-    monkeypatch.setattr("genaim.core.files.os.replace", fail_for_the_new)
+    monkeypatch.setattr("genaim.files.os.replace", fail_for_the_new)
     with pytest.raises(OSError, match="no space"):
         save_model(tmp_path / "model", make_tokenizer(codebook={"size": 8}))
     assert load_tokenizer(str(tmp_path / "model")).codebook_size == 32

@@ -1,15 +1,17 @@
 """The decode loop and its guidance schedules."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
+from apps.request import SCHEDULES as REQUESTED
 from genaim.core.noise import NoiseSource
 from genaim.core.order import Step
 from genaim.heads import SamplingOptions
 from genaim.models import Given
+from genaim.models.base import GuidanceSchedule
 from samplers.decode import decode
 from samplers.generate import generate
 from samplers.guidance import SCHEDULES
@@ -106,11 +108,38 @@ def test_a_fixed_order_refuses_a_number_of_steps() -> None:
 
 def test_a_ramp_by_steps_would_depend_on_what_other_images_are_given() -> None:
     model = make_model("causal", make_latents(), "mixture", known_first=0.0)
-    given = Given(torch.zeros(1, model.order.num_tokens, 4), torch.zeros(1, model.order.num_tokens, dtype=torch.bool))
+    size = (1, model.order.num_tokens)
+    given = Given(torch.zeros(*size, model.tokenizer.token_channels), torch.zeros(size, dtype=torch.bool))
     ask: dict[str, Any] = {"noise": NoiseSource(0, torch.arange(1)), "guidance_schedule": "linear_in_step"}
     decode(model, torch.tensor([0]), **ask)
     with pytest.raises(ValueError, match=r"goes by the number of steps, .*; take linear_in_share or constant"):
-        decode(model, torch.tensor([0]), given=given, **ask)
+        decode(model, torch.tensor([0]), given=given, guidance_scale=2.0, **ask)
+    decode(model, torch.tensor([0]), given=given, **ask)  # without guidance there is no ramp
+
+
+def test_the_schedules_are_those_that_a_config_may_name() -> None:
+    assert tuple(SCHEDULES) == get_args(GuidanceSchedule) == REQUESTED
+
+
+def test_a_schedule_is_asked_for_or_stored() -> None:
+    labels, noise = torch.tensor([1, 2]), {"noise": NoiseSource(0, torch.arange(2)), "guidance_scale": 3.0}
+    drawn = {name: decode(make_var(), labels, guidance_schedule=name, **noise) for name in SCHEDULES}
+    noise["noise"] = NoiseSource(0, torch.arange(2))
+    stored = make_var(sampling={"guidance_scale": 3.0, "guidance_schedule": "constant"})
+    images = generate(stored, labels)
+    assert images.equal(stored.tokenizer.decode(drawn["constant"]))
+    assert images.equal(generate(make_var(), labels, guidance_scale=3.0, guidance_schedule="constant"))
+    assert generate(stored, labels, guidance_schedule="linear_in_step").equal(
+        generate(make_var(), labels, guidance_scale=3.0)
+    )
+    assert not drawn["constant"].equal(drawn["linear_in_step"])
+    with pytest.raises(ValueError, match="guidance_schedule"):
+        make_var(sampling={"guidance_schedule": "cosine"})
+
+
+def test_a_model_without_classes_has_nothing_to_be_guided_to() -> None:
+    with pytest.raises(ValueError, match="guidance_scale 2 needs classes, and the model has none"):
+        generate(make_var(num_classes=0), torch.tensor([0]), guidance_scale=2.0)
 
 
 def rows_given(rows: int, known: torch.dtype = torch.bool, count: int = 21) -> Given:

@@ -111,6 +111,10 @@ def test_every_step_of_an_outpainting_has_noise_of_its_own(monkeypatch: pytest.M
     monkeypatch.setattr(module, "complete", spy)
     outpaint(make_var(), picture(8, 8), 1, left=5, right=5, n=2)
     assert seen == [0, 1 << 20, 2 << 20]  # 2 more on each side, then 2, then 1; of all results at once
+    seen.clear()
+    outpaint(make_var(), picture(8, 8), 1, left=2, first_index=7)
+    edit(make_var(), picture(8, 8), 1, first_index=7)
+    assert seen == [7, 7]
 
 
 def test_a_picture_is_encoded_once_for_all_its_results(monkeypatch: pytest.MonkeyPatch) -> None:

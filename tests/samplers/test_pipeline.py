@@ -155,6 +155,14 @@ def test_a_prepared_pipeline_goes_to_where_it_is(pipe: GenAIMPipeline) -> None:
         pipe.to("meta")
 
 
+def test_the_calls_of_other_pipelines(pipe: GenAIMPipeline, tmp_path: Path) -> None:
+    assert pipe.to(device="cpu", dtype=torch.bfloat16).dtype == torch.bfloat16
+    pipe.save_pretrained(tmp_path / "saved", safe_serialization=True)
+    assert (tmp_path / "saved" / "model.safetensors").is_file()
+    with pytest.raises(ValueError, match="safe_serialization is False; genaim writes safetensors alone"):
+        pipe.save_pretrained(tmp_path / "saved", safe_serialization=False)
+
+
 def test_an_unconditional_model_takes_no_classes() -> None:
     pipe = GenAIMPipeline(make_var(num_classes=0))
     pipe.set_progress_bar_config(disable=True)

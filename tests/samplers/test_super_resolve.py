@@ -317,3 +317,9 @@ def test_consistent_results_ignore_the_batch(name: str) -> None:
     for row in range(2):
         alone = enlarge(model, low_res[row : row + 1], labels[row : row + 1], first_index=row)
         torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-3)
+
+
+def test_guidance_needs_a_class() -> None:
+    with pytest.raises(ValueError, match="guidance 7 needs a class to be guided to"):
+        super_resolve(make_var(), picture(9, 4), 2, guidance_scale=7.0)
+    super_resolve(make_var(), picture(9, 4), 2, guidance_scale=1.0)
