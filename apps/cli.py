@@ -70,7 +70,10 @@ def sample(
         bool, typer.Option("--compile", help="Use torch.compile: a slow start, for many images of one batch size.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Folder to write. Default: samples/MODEL-seedSEED.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Folder to write; results in it are replaced. Default: samples/MODEL-seedSEED."
+        ),
     ] = None,
     from_record: Annotated[
         Path | None,

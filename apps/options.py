@@ -51,5 +51,9 @@ OneClass = Annotated[
 ]
 Results = Annotated[int, typer.Option("--count", "-n", help="Number of different results.")]
 Out = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Folder to write. Default: samples/IMAGE-COMMAND-seedSEED.")
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Folder to write; results in it are replaced. Default: samples/IMAGE-COMMAND-seedSEED.",
+    ),
 ]

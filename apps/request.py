@@ -309,7 +309,7 @@ def read_request(path: Path) -> SampleRequest:
     try:
         settings = record["settings"]
         options = settings["options"]
-        return SampleRequest(
+        request = SampleRequest(
             model=settings["model"],
             classes=tuple(map(str, settings["labels"] or ())),
             count=settings["count"],
@@ -327,6 +327,8 @@ def read_request(path: Path) -> SampleRequest:
             dtype=settings["dtype"],
             weights=settings["weights"],
         )
+        request.check()
+        return request
     except (KeyError, TypeError) as error:
         raise ValueError(f"'{path}' is not a whole record: {error} is missing or wrong.") from None
 

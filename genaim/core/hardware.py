@@ -29,11 +29,11 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"unknown device '{name}'; use auto, cpu, cuda or mps.")
     if not available[kind]:
         here = ", ".join(k for k, there in available.items() if there)
-        raise ValueError(f"device '{name}' is not available on this machine; use --device auto, or one of: {here}.")
+        raise ValueError(f"device '{name}' is not available on this machine; use auto, or one of: {here}.")
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if colon and number not in map(str, range(count)):
         there = kind if count == 1 else f"{kind}:0 to {kind}:{count - 1}"
-        raise ValueError(f"there is no device '{name}'; use --device auto, or {there}.")
+        raise ValueError(f"there is no device '{name}'; use auto, or {there}.")
     return torch.device(name)
 
 

@@ -53,7 +53,8 @@ class DataConfig(Config):
     @field_validator("train", "val", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
-        return value if isinstance(value, list | tuple) else [value]
+        sources = value if isinstance(value, list | tuple) else [value]
+        return [{"path": source} if isinstance(source, str) else source for source in sources]
 
     @field_validator("background")
     @classmethod

@@ -35,7 +35,7 @@ IDX_UBYTE = 0x08
 
 
 class SourceConfig(Config):
-    """One data set."""
+    """One data set; a path may stand alone for it in a recipe."""
 
     path: str
     """Image folder, IDX or parquet folder or file, Hub name "owner/name", tar pattern "x-{000..009}.tar", or a folder
@@ -112,7 +112,8 @@ def detect_format(config: SourceConfig) -> Format:
     """The format of a source: as given, or by the name and files of its path.
 
     Raises:
-        ValueError: If the path does not exist and is not a Hub name, or is a file of no known kind.
+        ValueError: If the path does not exist and is not a Hub name (none begins with a folder that is here), or is a
+            file of no known kind.
     """
     if config.format != "auto":
         return config.format
@@ -137,7 +138,8 @@ def detect_format(config: SourceConfig) -> Format:
         raise ValueError(
             f"'{config.path}' is a file of no known kind; give a folder, or an IDX, .parquet or .tar file."
         )
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", config.path) and not config.path.startswith("."):
+    named = re.fullmatch(r"[\w.-]+/[\w.-]+", config.path) and not config.path.startswith(".")
+    if named and not path.parent.is_dir():
         return "hub"
     raise ValueError(
         f"'{config.path}' does not exist; give a folder, an IDX, parquet or tar file, or a Hub name owner/name."

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from genaim.config import nearest
+from genaim.config import nearest, recipes
 from genaim.pretrained.official import OFFICIAL
 
 FORMAT = 1
@@ -73,6 +73,8 @@ def locate(name: str, *kinds: str) -> Path | None:
         advice = nearest(name, near) if near else "give one that training or genaim convert has written"
         if folder.name in bundled():
             advice = f"make it by genaim train {folder.name}, or take the bundled '{folder.name}'"
+        elif folder.name in recipes():
+            advice = f"make it by genaim train {folder.name}"
         raise ValueError(f"there is no folder '{name}'; {advice}.")
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         return None

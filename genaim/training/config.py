@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from genaim.config import Config, nearest, validate
 from genaim.data import DataConfig
@@ -14,7 +14,7 @@ from genaim.training.tokenizer_loss import TokenizerLossConfig
 class OptimizerConfig(Config):
     """AdamW and its schedule."""
 
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of AdamW's moments."""
@@ -69,6 +69,13 @@ class RunConfig(Config):
     """Steps between checkpoints."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Trackers of accelerate by name: tensorboard, wandb, mlflow, ..."""
+
+    @field_validator("name")
+    @classmethod
+    def _stays_in_the_folder(cls, name: str) -> str:
+        if not name.strip(".") or set(name) & {"/", "\\"}:
+            raise ValueError("the run's folder is folder/name; give a name without slashes, and choose folder=")
+        return name
 
     @model_validator(mode="after")
     def _micro_batches_are_whole(self) -> "RunConfig":

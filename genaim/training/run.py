@@ -80,7 +80,11 @@ def train(
     if config.init is not None and not checkpoints(folder):
         if load_model is None:
             raise ValueError(f"init is '{config.init}', but nothing can read it; pass load_model=.")
-        start_from(task.model, load_model(config.init), config.init, progress)
+        try:
+            source = load_model(config.init)
+        except ValueError as error:
+            raise ValueError(f"init: {error} (init=null starts from random weights.)") from None
+        start_from(task.model, source, config.init, progress)
     with alone(folder) if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
             _write_recipe(folder, config, sets, tokenizer, store_tokenizer)

@@ -86,8 +86,9 @@ def load_perceptual(required: bool) -> tuple[nn.Module | None, str | None]:
         reason = one_line(error)
         text = f"the perceptual loss cannot be loaded ({type(error).__name__}: {reason})"
         if required:
+            missing = isinstance(error, ImportError)
+            remedy = "pip install 'genaim[perceptual]'" if missing else "put vgg16-397923af.pth into torch's hub folder"
             raise ValueError(
-                f"{text}; put vgg16-397923af.pth into torch's hub folder, or set loss.perceptual=0 or "
-                "loss.perceptual_required=false to train without it."
+                f"{text}; {remedy}, or set loss.perceptual=0 or loss.perceptual_required=false to train without it."
             ) from None
         return None, f"{text}; training goes on without it."

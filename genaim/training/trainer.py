@@ -12,7 +12,7 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,10 @@ Dataset = ImageDataset | MomentsDataset | TokenDataset | StreamDataset
 
 class Interrupted(Exception):
     """The run was asked to stop, and has saved."""
+
+
+class _NotDrawn(Exception):
+    """A request to stop came while pictures were drawn, which may take minutes."""
 
 
 def make_accelerator(config: RunConfig, folder: Path) -> Accelerator:
@@ -108,6 +112,7 @@ class Trainer:
             task.adversary.requires_grad_(False)  # the main loss passes through it; only its own step trains it
         self.step = 0
         self._asked = self._stop = False  # a request to this process; the agreement of all
+        self._drawing = False
         self._loader_state: dict[str, Any] = {}
         self._seconds = 0.0
         self._resume()
@@ -296,12 +301,25 @@ class Trainer:
                     for warning in warnings:
                         self.progress.say(f"WARNING: {warning}")
             if acc.is_main_process and acc.distributed_type != DistributedType.FSDP:  # one process has no whole model
-                with acc.autocast():
-                    images = self.task.pictures(first)
-                if images is not None:
-                    path = self.folder / "pictures" / f"step-{self.step:08d}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    contact_sheet(images.float()).save(path)
+                with suppress(_NotDrawn):
+                    self._draw(first)
+
+    def _draw(self, batch: Batch | None) -> None:
+        """Writes the image grid of this step; the first request to stop ends it.
+
+        Raises:
+            _NotDrawn: If that comes.
+        """
+        self._drawing = True
+        try:
+            with self.accelerator.autocast():
+                images = self.task.pictures(batch)
+            if images is not None:
+                path = self.folder / "pictures" / f"step-{self.step:08d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                contact_sheet(images.float()).save(path)
+        finally:
+            self._drawing = False
 
     def _gathered(self, sums: Totals) -> Totals:
         """Totals over all processes, of which some may have had no batch and so know no names."""
@@ -377,6 +395,8 @@ class Trainer:
                 raise KeyboardInterrupt
             self._asked = True
             self.progress.say("stopping after the next step; press Ctrl-C again to stop without saving")
+            if self._drawing:
+                raise _NotDrawn
 
         before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
         try:

@@ -1,6 +1,7 @@
 """`genaim sample`: pictures, the record that repeats them, and the folder they are in."""
 
 import errno
+import json
 import os
 import shlex
 import signal
@@ -81,6 +82,15 @@ def test_record_and_its_command_repeat_the_pictures(genaim, model):
 def test_a_record_of_an_unconditional_model_repeats(genaim, unconditional):
     genaim("sample", "--model", unconditional, "-n", 2, "--out", "first")
     assert "2 of 2" in genaim("sample", "--from-record", "first/record.json", "--out", "second").out
+
+
+def test_a_damaged_record_is_told(genaim, model):
+    genaim("sample", "--model", model, "-n", 1, "--out", "first")
+    record = json.loads(Path("first/record.json").read_text())
+    record["settings"]["count"] = "x"
+    Path("first/record.json").write_text(json.dumps(record))
+    done = genaim("sample", "--from-record", "first/record.json")
+    assert done.code == 2 and "is not a whole record" in done.err
 
 
 def test_a_record_wants_the_weights_it_was_made_with(genaim, model, tmp_path):

@@ -11,13 +11,13 @@ def test_auto_takes_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert pick_device("auto") == torch.device("cpu")
-    with pytest.raises(ValueError, match="'cuda' is not available on this machine; use --device auto, or one of: cpu"):
+    with pytest.raises(ValueError, match="'cuda' is not available on this machine; use auto, or one of: cpu"):
         pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert pick_device("auto") == torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pick_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(ValueError, match="there is no device 'cuda:9'; use --device auto, or cuda:0 to cuda:1"):
+    with pytest.raises(ValueError, match="there is no device 'cuda:9'; use auto, or cuda:0 to cuda:1"):
         pick_device("cuda:9")
 
 
@@ -25,7 +25,7 @@ def test_unknown_names_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown device 'tpu'; use auto"):
         pick_device("tpu")
     for name in ("cpu:abc", "cpu:1", "cpu:", "cpu:-1"):
-        with pytest.raises(ValueError, match=f"there is no device '{name}'; use --device auto, or cpu"):
+        with pytest.raises(ValueError, match=f"there is no device '{name}'; use auto, or cpu"):
             pick_device(name)
     assert pick_device("cpu:0") == torch.device("cpu:0")
     with pytest.raises(ValueError, match="unknown dtype 'fp8'; use auto"):

@@ -12,6 +12,7 @@ from small_data import COLORS, png, write_idx, write_tar
 
 from genaim.data import DataConfig, SourceConfig, build_dataset, eval_batches
 from genaim.data.build import open_source
+from genaim.data.sources import detect_format
 
 
 def dataset(part="train", **source):
@@ -288,7 +289,17 @@ def test_wrong_values_are_refused(wrong):
 
 
 def test_one_mapping_is_a_list_of_one():
-    assert DataConfig(train={"path": "x"}, image_size=8).train == [SourceConfig(path="x")]
+    for one in ({"path": "x"}, "x", ["x"]):
+        assert DataConfig(train=one, image_size=8).train == [SourceConfig(path="x")]
+
+
+def test_a_missing_folder_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert detect_format(SourceConfig(path="photos/train")) == "hub"
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ValueError, match="'photos/train' does not exist"):
+        detect_format(SourceConfig(path="photos/train"))
+    assert detect_format(SourceConfig(path="photos/train", format="hub")) == "hub"
 
 
 def test_missing_validation_part_is_named(flat):

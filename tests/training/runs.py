@@ -14,6 +14,7 @@ from genaim.pretrained import load_tokenizer, save_model
 from genaim.tokenizers import MultiScaleVQ, MultiScaleVQConfig
 from genaim.training.config import parse_run
 from genaim.training.run import train
+from genaim.training.tasks import SampleFn
 from tests.tiny import TOKENIZER as TINY
 from tests.tiny import merge
 
@@ -87,11 +88,11 @@ class StopAt(LineProgress):
         self.lines.append(text)
 
 
-def start(config: dict[str, Any], stop_at: int | None = None) -> tuple[Path, StopAt]:
+def start(config: dict[str, Any], stop_at: int | None = None, sample_fn: SampleFn | None = None) -> tuple[Path, StopAt]:
     progress = StopAt(stop_at)
     run = parse_run(config, "test")
     tokenizer = load_tokenizer(run.tokenizer) if run.kind == "generator" else None
-    return train(run, progress, tokenizer=tokenizer, store_tokenizer=save_model), progress
+    return train(run, progress, tokenizer=tokenizer, store_tokenizer=save_model, sample_fn=sample_fn), progress
 
 
 if __name__ == "__main__":  # for runs that are killed, and for runs of several processes

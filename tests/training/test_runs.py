@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,35 @@ def last_figures(folder: Path) -> dict[str, float]:
     """Training and validation figures of the last step."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {k: v for row in rows[-2:] for k, v in row.items()}
+
+
+@pytest.mark.parametrize("last", [4, 2])
+def test_a_signal_while_pictures_are_drawn_ends_them_and_saves(last: int, root: Path) -> None:
+    def drawn_for_minutes(*arguments: Any) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal was not heeded")
+
+    config = recipe(root, "generator", steps=last, validate_every=2, save_every=100)
+    with nullcontext() if last == 2 else pytest.raises(Interrupted, match="stopped after step 3 of 4"):
+        start(config, sample_fn=drawn_for_minutes)
+    folder = root / "runs" / "generator"
+    assert [p.name for p in checkpoints(folder)] == [f"step-{min(3, last):08d}"]
+    start(config)
+    whole, _ = start(recipe(root, "generator", name="whole", steps=last, validate_every=2, save_every=100))
+    assert contents(whole) == contents(folder)
+    assert not list(folder.glob("pictures/*"))
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "..", ""])
+def test_a_run_stays_in_its_folder(name: str, root: Path) -> None:
+    with pytest.raises(ValueError, match="give a name without slashes, and choose folder="):
+        start(recipe(root, "generator", name=name))
+
+
+def test_a_model_to_start_from_that_is_not_there_is_told_with_its_key(root: Path) -> None:
+    run = parse_run(recipe(root, "generator", init="runs/emoji-vq"), "test")
+    with pytest.raises(ValueError, match=r"init: there is no folder 'runs/emoji-vq'; .* \(init=null starts"):
+        train(run, StopAt(None), tokenizer=load_tokenizer(run.tokenizer), load_model=load_generator)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
