@@ -26,7 +26,7 @@ from genaim.evaluation.npz import write_npz
 from genaim.evaluation.quality import SPLITS, Figure
 from genaim.files import file_written_whole
 
-FORMAT = "genaim evaluate 2"
+FORMAT = "genaim evaluate 3"
 OUT = Path("evaluations")
 RECORD, TABLE = "record.json", "record.md"
 HEADINGS = {

@@ -221,6 +221,8 @@ def resolve(
     request: SampleRequest, config: "GeneratorConfig", weights: str, device: "torch.device", dtype: "torch.dtype"
 ) -> Settings:
     """Everything that decides the pictures, JSON-able."""
+    from genaim.models import MODELS
+
     defaults = config.sampling
     scale = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
     if scale != 1.0 and not config.num_classes and not config.low_res:
@@ -232,6 +234,7 @@ def resolve(
         diffusion_steps=request.diffusion_steps,
         scheduler=request.scheduler,
     )
+    published = next(model.guidance_schedule for kind, model in MODELS.values() if isinstance(config, kind))
     labels = choose_labels(request, config)
     names = config.class_names if labels is not None else None
     return {
@@ -242,7 +245,7 @@ def resolve(
         "names": [names[i] for i in labels] if names and labels is not None else None,
         "seed": request.seed,
         "guidance_scale": scale,
-        "guidance_schedule": request.guidance_schedule or defaults.guidance_schedule,
+        "guidance_schedule": request.guidance_schedule or defaults.guidance_schedule or published,
         "options": options.model_dump(),
         "num_steps": defaults.num_steps if request.num_steps is None else request.num_steps,
         "batch_size": request.batch_size,
@@ -268,6 +271,8 @@ def sampling_arguments(settings: Settings, dtype: "torch.dtype") -> "Sampling":
 def sampling_in_words(settings: Settings) -> str:
     """Guidance, steps and options that are not off."""
     named = {"guidance": "guidance_scale", "schedule": "guidance_schedule", "steps": "num_steps"}
+    if settings["guidance_scale"] == 1.0:
+        del named["schedule"]
     chosen = {name: settings[key] for name, key in named.items()} | settings["options"]
     return ", ".join(f"{name} {in_words(value)}" for name, value in chosen.items() if value is not None)
 
@@ -315,7 +320,7 @@ def read_request(path: Path) -> SampleRequest:
             count=settings["count"],
             seed=settings["seed"],
             guidance_scale=settings["guidance_scale"],
-            guidance_schedule=settings.get("guidance_schedule"),
+            guidance_schedule=settings["guidance_schedule"],
             temperature=options["temperature"],
             top_k=options["top_k"] or 0,
             top_p=options["top_p"] or 1.0,

@@ -162,6 +162,7 @@ def circumstances(record: Mapping[str, Any]) -> list[str]:
         f"- model: {row['images']}, weights {record['weights']}; {row['images_count']:,} images of each point",
         f"- reference: {reference_in_words(row)}" + ("; those of the others are in the records" if others else ""),
         f"- features: {extractor['name']}, weights {extractor['weights']}",
+        f"- guidance schedule: {record['settings']['guidance_schedule']}",
     ]
     errors = [
         f"{HEADINGS[name]}, {ERRORS[name]}" for name, found in row["figures"].items() if found["error"] is not None

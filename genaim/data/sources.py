@@ -141,9 +141,8 @@ def detect_format(config: SourceConfig) -> Format:
     named = re.fullmatch(r"[\w.-]+/[\w.-]+", config.path) and not config.path.startswith(".")
     if named and not path.parent.is_dir():
         return "hub"
-    raise ValueError(
-        f"'{config.path}' does not exist; give a folder, an IDX, parquet or tar file, or a Hub name owner/name."
-    )
+    hub = "set format=hub for the Hub's" if named else "a Hub name owner/name"
+    raise ValueError(f"'{config.path}' does not exist; give a folder, an IDX, parquet or tar file, or {hub}.")
 
 
 def refuse_columns(config: SourceConfig, kind: str) -> None:

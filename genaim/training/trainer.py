@@ -29,6 +29,7 @@ from genaim.core.transformer import Block
 from genaim.data import Batch, ImageDataset, MomentsDataset, StreamDataset, TokenDataset, eval_batches, make_loader
 from genaim.data.dataset import BadFiles
 from genaim.data.grid import contact_sheet
+from genaim.files import file_written_whole
 from genaim.models.base import Loss, Totals, add_up
 from genaim.training.checkpoint import (
     checkpoints,
@@ -53,25 +54,31 @@ class Interrupted(Exception):
     """The run was asked to stop, and has saved."""
 
 
-class _NotDrawn(Exception):
-    """A request to stop came while pictures were drawn, which may take minutes."""
+class _NotDrawn(BaseException):  # no library on the way takes it for an error of its own
+    """There is a request to stop, and drawing may take minutes."""
 
 
 def make_accelerator(config: RunConfig, folder: Path) -> Accelerator:
     """The accelerator of a run: its device, number format and trackers.
 
     Raises:
-        ValueError: If an earlier run of this Python process had another device or number format: accelerate keeps them.
+        ValueError: If the device is not there, or an earlier run of this Python process had another device or number
+            format: accelerate keeps them.
     """
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="bf16" if dtype == torch.bfloat16 else "no",
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         log_with=list(config.trackers) or None,
         project_dir=folder,
     )
+    if accelerator.device.type != device.type:
+        raise ValueError(
+            f"an earlier run of this process was on {accelerator.device.type}; start a new one for {device.type}."
+        )
+    return accelerator
 
 
 def end_processes() -> None:
@@ -305,19 +312,22 @@ class Trainer:
                     self._draw(first)
 
     def _draw(self, batch: Batch | None) -> None:
-        """Writes the image grid of this step; the first request to stop ends it.
+        """Writes the image grid of this step.
 
         Raises:
-            _NotDrawn: If that comes.
+            _NotDrawn: If there is a request to stop, or the first one comes.
         """
         self._drawing = True
         try:
+            if self._asked:
+                raise _NotDrawn
             with self.accelerator.autocast():
                 images = self.task.pictures(batch)
             if images is not None:
                 path = self.folder / "pictures" / f"step-{self.step:08d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                contact_sheet(images.float()).save(path)
+                with file_written_whole(path) as temporary:
+                    contact_sheet(images.float()).save(temporary)
         finally:
             self._drawing = False
 

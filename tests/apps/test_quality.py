@@ -265,7 +265,7 @@ def test_another_config_of_the_same_weights_is_measured_anew(genaim, model, opti
 def test_records_of_other_versions_and_other_files_are_refused(genaim, model, options):
     Path("old.json").write_text(json.dumps({"format": "genaim evaluate 0"}))
     refused = genaim("evaluate", "replay", "old.json")
-    assert refused.code == 2 and "version 'genaim evaluate 0', and this genaim reads 'genaim evaluate 2'" in refused.err
+    assert refused.code == 2 and "version 'genaim evaluate 0', and this genaim reads 'genaim evaluate 3'" in refused.err
     Path("other.json").write_text("[1]")
     assert "is not a record of genaim evaluate" in genaim("evaluate", "replay", "other.json").err
     Path("mine").mkdir()

@@ -122,15 +122,19 @@ def test_the_schedules_are_those_that_a_config_may_name() -> None:
 
 
 def test_a_schedule_is_asked_for_or_stored() -> None:
-    labels, noise = torch.tensor([1, 2]), {"noise": NoiseSource(0, torch.arange(2)), "guidance_scale": 3.0}
-    drawn = {name: decode(make_var(), labels, guidance_schedule=name, **noise) for name in SCHEDULES}
-    noise["noise"] = NoiseSource(0, torch.arange(2))
-    stored = make_var(sampling={"guidance_scale": 3.0, "guidance_schedule": "constant"})
+    labels = torch.tensor([1, 2])
+    drawn = {
+        name: decode(
+            make_var(), labels, noise=NoiseSource(0, torch.arange(2)), guidance_scale=300.0, guidance_schedule=name
+        )
+        for name in SCHEDULES
+    }
+    stored = make_var(sampling={"guidance_scale": 300.0, "guidance_schedule": "constant"})
     images = generate(stored, labels)
     assert images.equal(stored.tokenizer.decode(drawn["constant"]))
-    assert images.equal(generate(make_var(), labels, guidance_scale=3.0, guidance_schedule="constant"))
+    assert images.equal(generate(make_var(), labels, guidance_scale=300.0, guidance_schedule="constant"))
     assert generate(stored, labels, guidance_schedule="linear_in_step").equal(
-        generate(make_var(), labels, guidance_scale=3.0)
+        generate(make_var(), labels, guidance_scale=300.0)
     )
     assert not drawn["constant"].equal(drawn["linear_in_step"])
     with pytest.raises(ValueError, match="guidance_schedule"):

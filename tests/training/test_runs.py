@@ -156,6 +156,22 @@ def test_a_signal_while_pictures_are_drawn_ends_them_and_saves(last: int, root: 
     assert not list(folder.glob("pictures/*"))
 
 
+def test_a_stop_that_is_asked_for_leaves_the_pictures_out(root: Path) -> None:
+    class Signalling(StopAt):
+        def advance(self, done: int, figures: Any) -> None:
+            if done == 2 and "loss" in figures:  # before the validation of step 2
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def drawn(*arguments: Any) -> torch.Tensor:
+        raise AssertionError("drawn after the request to stop")
+
+    run = parse_run(recipe(root, "generator", validate_every=2, save_every=100), "test")
+    with pytest.raises(Interrupted, match="stopped after step 3 of 6"):
+        train(
+            run, Signalling(None), tokenizer=load_tokenizer(run.tokenizer), store_tokenizer=save_model, sample_fn=drawn
+        )
+
+
 @pytest.mark.parametrize("name", ["../x", "/x", "a/b", "..", ""])
 def test_a_run_stays_in_its_folder(name: str, root: Path) -> None:
     with pytest.raises(ValueError, match="give a name without slashes, and choose folder="):
