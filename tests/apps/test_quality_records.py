@@ -236,9 +236,14 @@ def test_another_extractor_is_refused_with_what_helps(tmp_path, cifar_weights):
 
 def test_a_sweep_says_when_its_reference_is_statistics():
     row = {"images": "tiny", "images_count": 12, "figures": {}, "reference": "ref.npz", "reference_kind": "statistics"}
-    rest = {"weights": "0", "extractor": {"name": "e", "weights": "1"}}
+    rest = {
+        "weights": "0",
+        "extractor": {"name": "e", "weights": "1"},
+        "settings": {"guidance_schedule": "constant"},
+    }
     for count, told in ((1000, "ref.npz, statistics of 1,000"), (None, "ref.npz, statistics")):
-        assert circumstances({"figures": [row | {"reference_count": count}]} | rest)[1] == f"- reference: {told}"
+        lines = circumstances({"figures": [row | {"reference_count": count}]} | rest)
+        assert lines[1] == f"- reference: {told}" and "- guidance schedule: constant" in lines
 
 
 NEED_WEIGHTS = {
