@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from apps import options
 from apps.errors import guarded
 from apps.folders import write_json
 
@@ -38,7 +39,7 @@ def judge(
     count: Annotated[int, typer.Option("--count", "-n", help="Digits to generate, the classes in turn.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the digits.")] = 0,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off. Default: the model's.")] = None,
-    guidance_schedule: Annotated[str | None, typer.Option(help="Guidance schedule. Default: the model's.")] = None,
+    guidance_schedule: options.GuidanceSchedule = None,
     temperature: Annotated[float | None, typer.Option(help="Default: the model's.")] = None,
     top_k: Annotated[int | None, typer.Option(help="0 is off. Default: the model's.")] = None,
     top_p: Annotated[float | None, typer.Option(help="1 is off. Default: the model's.")] = None,

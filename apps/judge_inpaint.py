@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from apps import options
 from apps.errors import guarded
 from apps.folders import make_parent, write_json
 from apps.held_out import EMOJI_SIDE, held_out_emoji, row_names
@@ -36,7 +37,7 @@ def judge(
     seed: Annotated[int, typer.Option(help="Seed of holes and results.")] = 0,
     classes: Annotated[bool, typer.Option(help="Tell the model the class of the emoji.")] = True,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off. Default: the model's.")] = None,
-    guidance_schedule: Annotated[str | None, typer.Option(help="Guidance schedule. Default: the model's.")] = None,
+    guidance_schedule: options.GuidanceSchedule = None,
     temperature: Annotated[float | None, typer.Option(help="Default: the model's.")] = None,
     device: Annotated[str, typer.Option(help="Where to generate: auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "float32",

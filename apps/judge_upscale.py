@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from apps import options
 from apps.errors import guarded
 from apps.folders import make_parent, write_json
 from apps.held_out import EMOJI_SIDE, held_out_emoji, row_names
@@ -51,7 +52,7 @@ def judge(
     samples: Annotated[int, typer.Option(help="Samples of a picture; of several the mean is judged too.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the first samples; the others have the next ones.")] = 0,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is off. Default: the model's.")] = None,
-    guidance_schedule: Annotated[str | None, typer.Option(help="Guidance schedule. Default: the model's.")] = None,
+    guidance_schedule: options.GuidanceSchedule = None,
     temperature: Annotated[float | None, typer.Option(help="Default: the model's.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of generation. Default: the model's.")] = None,
     consistent: Annotated[bool, typer.Option(help="Make the results consistent with what is enlarged.")] = True,
